@@ -1,0 +1,141 @@
+"""Noise schedules: alpha(t), the probability that a token is still untouched at time t.
+
+Every schedule decreases from alpha(0) to alpha(1). Unless it says otherwise alpha(0) = 1 and alpha(1) = 0 exactly; one
+with cut-off ends (`Linear(eps)`, `Geometric`) makes bounds carry a prior and a reconstruction term. Times and values are
+float64, of any shape. `sigma = -log alpha` is the total noise of SEDD (arXiv:2310.16834).
+"""
+
+import math
+from abc import abstractmethod
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from discdiff.types import DiscdiffError, Value
+
+
+class Schedule(Value, frozen=True):
+    """alpha(t) with its derivative and inverse; each elementwise."""
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        """The probability of being untouched at t."""
+
+    @abstractmethod
+    def dalpha(self, t: Tensor) -> Tensor:
+        """The derivative of alpha at t."""
+
+    @abstractmethod
+    def inverse(self, alpha: Tensor) -> Tensor:
+        """The t at which alpha(t) = alpha."""
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """alpha(0) and alpha(1)."""
+        low, high = self.alpha(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
+        return low, high
+
+
+class Linear(Schedule, frozen=True):
+    """alpha = 1 - (1 - eps) t. With eps > 0 this is the log-linear noise of SEDD and MDLM (arXiv:2406.07524)."""
+
+    kind: Literal["linear"] = "linear"
+    eps: float = Field(0.0, ge=0, lt=1)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - (1 - self.eps) * t
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, self.eps - 1)
+
+    def inverse(self, alpha: Tensor) -> Tensor:
+        return (1 - alpha) / (1 - self.eps)
+
+
+class Cosine(Schedule, frozen=True):
+    """alpha = 1 - sin(pi t / 2), which is 1 - cos(pi (1 - t) / 2): the cosine schedule of MD4 (arXiv:2406.04329)."""
+
+    kind: Literal["cosine"] = "cosine"
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - (t * (math.pi / 2)).sin()
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        return -(math.pi / 2) * (t * (math.pi / 2)).cos()
+
+    def inverse(self, alpha: Tensor) -> Tensor:
+        return (1 - alpha).asin() * (2 / math.pi)
+
+
+class SquaredCosine(Schedule, frozen=True):
+    """alpha = cos^2(pi/2 (t + s)/(1 + s)) / cos^2(pi/2 s/(1 + s)), with s = `offset`.
+
+    Improved DDPM (arXiv:2102.09672), used by multinomial diffusion (arXiv:2102.05379). Written as a sine of 1 - t, so that
+    alpha(1) = 0 exactly.
+    """
+
+    kind: Literal["squared_cosine"] = "squared_cosine"
+    offset: float = Field(0.008, ge=0, lt=1)
+
+    @property
+    def _turn(self) -> float:
+        return math.pi / 2 / (1 + self.offset)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return (((1 - t) * self._turn).sin() / math.sin(self._turn)) ** 2
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        return -self._turn * ((1 - t) * (2 * self._turn)).sin() / math.sin(self._turn) ** 2
+
+    def inverse(self, alpha: Tensor) -> Tensor:
+        return 1 - (alpha.sqrt() * math.sin(self._turn)).asin() / self._turn
+
+
+class Polynomial(Schedule, frozen=True):
+    """alpha = 1 - t^w: the polynomial schedule of MD4 (arXiv:2406.04329); w = 1 is linear."""
+
+    kind: Literal["polynomial"] = "polynomial"
+    power: float = Field(2.0, gt=0)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - t**self.power
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        return -self.power * t ** (self.power - 1)
+
+    def inverse(self, alpha: Tensor) -> Tensor:
+        return (1 - alpha) ** (1 / self.power)
+
+
+class Geometric(Schedule, frozen=True):
+    """alpha = exp(-low^(1-t) high^t): the geometric noise of SEDD (arXiv:2310.16834). Both ends are cut off."""
+
+    kind: Literal["geometric"] = "geometric"
+    low: float = Field(1e-3, gt=0)
+    high: float = Field(20.0, gt=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Geometric":
+        if self.low >= self.high:
+            raise DiscdiffError(f"a geometric schedule needs low < high, got {self.low} and {self.high}")
+        return self
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        return self.low ** (1 - t) * self.high**t
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return (-self._sigma(t)).exp()
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        sigma = self._sigma(t)
+        return -sigma * math.log(self.high / self.low) * (-sigma).exp()
+
+    def inverse(self, alpha: Tensor) -> Tensor:
+        return ((-alpha.log()).log() - math.log(self.low)) / math.log(self.high / self.low)
+
+
+AnySchedule = Annotated[
+    Linear | Cosine | SquaredCosine | Polynomial | Geometric, Field(discriminator="kind")
+]
