@@ -1,8 +1,8 @@
 """A shard: one uncompressed Arrow IPC file of tokenized documents.
 
-One record batch, one column `tokens: list<uint8 | uint16 | uint32>`, one row a document. The values buffer of
-the column is the token stream; its offsets are the borders of documents. A shard is named by the SHA-256 of its
-bytes, so it never changes, and writing it twice writes the same file.
+One record batch, one column `tokens: list<uint8 | uint16 | uint32>`, one row a document. The values buffer
+of the column is the token stream; its offsets are the borders of documents. A shard is named by the SHA-256
+of its bytes, so it never changes, and writing it twice writes the same file.
 """
 
 import hashlib
@@ -78,7 +78,7 @@ class ShardBuilder:
         return self.tokens * self._dtype.itemsize + 4 * self.documents
 
     def add(self, ids: np.ndarray, offsets: np.ndarray, *, characters: int, bytes: int) -> None:
-        """Append documents: the i-th is `ids[offsets[i] : offsets[i + 1]]`. Counts are those of their text."""
+        """Append documents, the i-th `ids[offsets[i] : offsets[i + 1]]`. Counts are those of their text."""
         offsets = np.asarray(offsets).astype(np.int64)
         if len(offsets) and (offsets[0] != 0 or offsets[-1] != len(ids) or (np.diff(offsets) < 0).any()):
             raise DiscdiffError(f"offsets must rise from 0 to the {len(ids)} ids that were given")
