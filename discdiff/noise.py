@@ -88,9 +88,7 @@ class Noise:
         position = torch.arange(count, device=rows.device)[None, :]
         high = (((rows >> 32) & 0xFFFFFF) << 8) | int(stream)
         step = torch.full((1, 1), self.step & _LOW, device=rows.device)
-        return philox(
-            [position, step, rows & _LOW, high], (self.seed & _LOW, (self.seed >> 32) & _LOW)
-        )
+        return philox([position, step, rows & _LOW, high], (self.seed & _LOW, (self.seed >> 32) & _LOW))
 
     def uniform(self, stream: Stream, *shape: int) -> Float64[Tensor, "B ..."]:
         """Uniform on the open interval (0, 1) with 52 bits. -> `[B, *shape]`"""
@@ -130,9 +128,7 @@ def categorical(log_p: Float[Tensor, "*n K"], u: Float64[Tensor, "*n"]) -> Int64
     """
     flat, point = log_p.reshape(-1, log_p.shape[-1]), u.reshape(-1)
     rows = max(1, _CHUNK // flat.shape[-1])
-    drawn = [
-        _invert(some, at) for some, at in zip(flat.split(rows), point.split(rows), strict=True)
-    ]
+    drawn = [_invert(some, at) for some, at in zip(flat.split(rows), point.split(rows), strict=True)]
     return (torch.cat(drawn) if drawn else point.long()).reshape(u.shape)
 
 

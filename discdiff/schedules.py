@@ -136,6 +136,4 @@ class Geometric(Schedule, frozen=True):
         return ((-alpha.log()).log() - math.log(self.low)) / math.log(self.high / self.low)
 
 
-AnySchedule = Annotated[
-    Linear | Cosine | SquaredCosine | Polynomial | Geometric, Field(discriminator="kind")
-]
+AnySchedule = Annotated[Linear | Cosine | SquaredCosine | Polynomial | Geometric, Field(discriminator="kind")]

@@ -97,6 +97,8 @@ class Network(Protocol):
     Methods call the parts: the head only at the positions that have something to predict.
     """
 
+    vocab: int
+    """V, the number of clean tokens."""
     trunk: nn.Module
     """`(x [B, L], t [B, 1] or [B, L], condition) -> [B, L, D]`"""
     head: nn.Module

@@ -77,12 +77,10 @@ class Interpolating(Value, frozen=True):
         level = self.levels(t, vocab)
         u = noise.uniform(Stream.CORRUPT, x0.shape[1])
         anything = (noise.uniform(Stream.CORRUPT_VALUE, x0.shape[1]) * vocab).long()
-        x_t = torch.where(u < level.alpha, x0, anything)
+        x_t = torch.where((u < level.alpha) | (level.uniform == 0), x0, anything)
         return torch.where(u >= 1 - level.mask, vocab, x_t) if self.extra else x_t
 
-    def prior(
-        self, shape: tuple[int, int], vocab: int, noise: Noise
-    ) -> Int64[Tensor, "B L"]:
+    def prior(self, shape: tuple[int, int], vocab: int, noise: Noise) -> Int64[Tensor, "B L"]:
         """Draw from the law that sampling starts from: q_1 of a uniform token. `-> [B, L]`"""
         device = noise.rows.device
         token = (noise.uniform(Stream.PRIOR_VALUE, shape[1]) * vocab).long()
@@ -113,25 +111,30 @@ class Interpolating(Value, frozen=True):
         return (clean / clean.sum(-1, keepdim=True)).log()
 
     def log_likelihood(
-        self, x_t: Int64[Tensor, "*n"], t: Float64[Tensor, "*m"], vocab: int
-    ) -> Float64[Tensor, "*n V"]:
+        self, x_t: Int64[Tensor, "*n"], t: Float64[Tensor, "*m"], vocab: int, dtype: torch.dtype
+    ) -> Float[Tensor, "*n V"]:
         """log q_t(x_t | x_0 = .). `[...] -> [..., V]`"""
         level = self.levels(t, vocab)
-        return _log_column(x_t, level.alpha, level.uniform, level.mask, vocab, vocab)
+        floor = torch.where(x_t == vocab, level.mask, level.uniform)
+        return _log_column(x_t, level.alpha, floor, vocab, dtype)
 
     def log_transition(
-        self, x_t: Int64[Tensor, "*n"], s: Float64[Tensor, "*m"], t: Float64[Tensor, "*m"], vocab: int
-    ) -> Float64[Tensor, "*n K"]:
+        self,
+        x_t: Int64[Tensor, "*n"],
+        s: Float64[Tensor, "*m"],
+        t: Float64[Tensor, "*m"],
+        vocab: int,
+        dtype: torch.dtype,
+    ) -> Float[Tensor, "*n K"]:
         """log q(x_t | x_s = .) for s < t. `[...] -> [..., K]`"""
         now, before = self.levels(t, vocab), self.levels(s, vocab)
         keep = now.alpha / before.alpha
         uniform = (now.uniform - keep * before.uniform).clamp_min(0)
         mask = (now.mask - keep * before.mask).clamp_min(0)
-        return _log_column(x_t, keep, uniform, mask, vocab, self.states(vocab))
+        floor = torch.where(x_t == vocab, mask, uniform)
+        return _log_column(x_t, keep, floor, self.states(vocab), dtype)
 
-    def rate(
-        self, x_t: Int64[Tensor, "*n"], t: Float64[Tensor, "*m"], vocab: int
-    ) -> Float64[Tensor, "*n 1"]:
+    def rate(self, x_t: Int64[Tensor, "*n"], t: Float64[Tensor, "*m"], vocab: int) -> Float64[Tensor, "*n 1"]:
         """R_t(z -> x_t) for z != x_t, which is the same for every z. `[...] -> [..., 1]`"""
         level = self.levels(t, vocab)
         into = torch.where(x_t == vocab, level.rate_into_mask(), level.rate_into_token())
@@ -148,13 +151,9 @@ def _log(probability: Tensor, like: Tensor) -> Tensor:
     return probability.log()[..., None].to(like)
 
 
-def _log_column(
-    x_t: Tensor, keep: Tensor, uniform: Tensor, mask: Tensor, vocab: int, width: int
-) -> Tensor:
-    """log(keep [z = x_t] + what falls on x_t from anywhere), for z = 0 ... width - 1."""
-    floor = torch.where(x_t == vocab, mask, uniform)
-    column = floor[..., None].expand(*x_t.shape, width).clone()
-    inside = (x_t < width)[..., None]
+def _log_column(x_t: Tensor, keep: Tensor, floor: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """log(floor + keep [z = x_t]) for z = 0 ... width - 1, where an x_t past the width has no such z."""
+    low, high = floor.log().to(dtype), (floor + keep).log().to(dtype)
+    column = low[..., None].expand(*x_t.shape, width).clone()
     index = x_t.clamp_max(width - 1)[..., None]
-    kept = (floor + keep.expand_as(floor))[..., None]
-    return column.scatter(-1, index, torch.where(inside, kept, column.gather(-1, index))).log()
+    return column.scatter_(-1, index, torch.where(x_t < width, high, low)[..., None])

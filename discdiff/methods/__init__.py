@@ -1,0 +1,60 @@
+"""Families of discrete generative models, one file each, and the union of all.
+
+A method holds no parameters: it makes a network and says what its output means. `Method` is what every family offers, `Scored` what
+those with a likelihood bound offer too.
+"""
+
+from typing import Annotated, Any, Protocol, runtime_checkable
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from discdiff.methods.autoregressive import Autoregressive
+from discdiff.methods.d3pm import D3pm
+from discdiff.methods.diffusion import Diffusion
+from discdiff.methods.gidd import Gidd
+from discdiff.methods.mdlm import Mdlm
+from discdiff.methods.sedd import Sedd
+from discdiff.methods.udlm import Udlm
+from discdiff.networks import AnyBackbone
+from discdiff.noise import Noise
+from discdiff.samplers import AnySampler
+from discdiff.types import Canvas, Network
+
+__all__ = [
+    "AnyMethod",
+    "Autoregressive",
+    "D3pm",
+    "Diffusion",
+    "Gidd",
+    "Mdlm",
+    "Method",
+    "Scored",
+    "Sedd",
+    "Udlm",
+]
+
+
+@runtime_checkable
+class Method(Protocol):
+    """What every family offers. Losses are nats per row, summed over its free positions."""
+
+    @property
+    def kind(self) -> str: ...
+    def network(self, backbone: AnyBackbone, vocab: int) -> nn.Module: ...
+    def loss(self, net: Network, canvas: Canvas, noise: Noise) -> Tensor: ...
+    def sample(self, net: Network, canvas: Canvas, sampler: Any, noise: Noise) -> Tensor: ...
+    def default_sampler(self, steps: int) -> AnySampler: ...
+
+
+@runtime_checkable
+class Scored(Method, Protocol):
+    """A family with an upper bound on -log p; `bound` is an unbiased estimate of it, never a surrogate."""
+
+    def bound(self, net: Network, canvas: Canvas, noise: Noise) -> Tensor: ...
+
+
+AnyMethod = Annotated[
+    Autoregressive | Mdlm | Udlm | Gidd | Sedd | D3pm,
+    Field(discriminator="kind"),
+]

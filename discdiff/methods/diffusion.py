@@ -1,0 +1,178 @@
+"""The body that discrete diffusions share: noise the free tokens, read the network's output, measure, reverse.
+
+A family is a subclass that fixes a process and a reading, and overrides what its paper states in closed form:
+
+    density    the bound's integrand: nats per unit time at a position, given (raw, x0, x_t, t)
+    objective  what training minimizes, same signature; the density unless the paper says otherwise
+    log_bridge, rates    the reverse dynamics that samplers use
+
+With t ~ U(0, 1), E[sum over free positions of density] + ends bounds -log p(free tokens | context), in nats. `ends` is zero for
+a schedule that runs from alpha = 1 to alpha = 0 and else the sum of the prior and the reconstruction term.
+
+Densities are evaluated only at positions that time reversal can still change, a chunk of positions at a time, each chunk's
+logits recomputed in the backward pass: no tensor `[B, L, V]` is ever held where V is large.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from discdiff import algebra
+from discdiff.networks import AnyBackbone
+from discdiff.noise import Noise
+from discdiff.objectives import AnyClock, Continuous, divergence
+from discdiff.parameterizations import AnyParameterization
+from discdiff.processes import AnyProcess
+from discdiff.samplers import Sampler
+from discdiff.types import Canvas, Network, Value
+
+_CHUNK = 2**25
+"""Logits held at once when there are too many for one piece."""
+
+Term = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(raw [N, W], x0 [N], x_t [N], t [N]) -> [N]"""
+
+
+class Diffusion(Value, frozen=True):
+    """A discrete diffusion: a noise process, the meaning of the network's output, and a clock for the bound."""
+
+    process: AnyProcess
+    parameterization: AnyParameterization
+    clock: AnyClock = Continuous()
+
+    def network(self, backbone: AnyBackbone, vocab: int) -> nn.Module:
+        """A network that reads noisy states and answers with this family's raw output."""
+        return backbone.build(
+            inputs=self.process.states(vocab),
+            outputs=self.parameterization.width(self.process, vocab),
+            vocab=vocab,
+        )
+
+    def default_sampler(self, steps: int) -> Sampler:
+        """Ancestral, in so many steps."""
+        return Sampler(steps=steps)
+
+    # What a family may state in closed form -------------------------------------------------------
+
+    def density(
+        self, raw: Tensor, x0: Int64[Tensor, "*n"], x_t: Int64[Tensor, "*n"], t: Float64[Tensor, "*n"]
+    ) -> Float[Tensor, "*n"]:
+        """The bound's integrand, in nats per unit time at each position. `[..., W] -> [...]`"""
+        return self.clock.density(self.process, self.parameterization, raw, x0, x_t, t)
+
+    def objective(
+        self, raw: Tensor, x0: Int64[Tensor, "*n"], x_t: Int64[Tensor, "*n"], t: Float64[Tensor, "*n"]
+    ) -> Float[Tensor, "*n"]:
+        """What training minimizes, in place of the density. `[..., W] -> [...]`"""
+        return self.density(raw, x0, x_t, t)
+
+    def log_bridge(
+        self, raw: Tensor, x_t: Int64[Tensor, "*n"], s: Float64[Tensor, "*m"], t: Float64[Tensor, "*m"]
+    ) -> Float[Tensor, "*n K"]:
+        """log p(x_s | x_t) for s < t: the ancestral step. `[..., W] -> [..., K]`"""
+        log_clean = self.parameterization.log_clean(self.process, raw, x_t, t)
+        return algebra.log_bridge(self.process, log_clean, x_t, s, t)
+
+    def rates(self, raw: Tensor, x_t: Int64[Tensor, "*n"], t: Float64[Tensor, "*m"]) -> Float[Tensor, "*n K"]:
+        """Rates of the reversed jumps out of x_t: what Euler steps use. `[..., W] -> [..., K]`"""
+        log_score = self.parameterization.log_score(self.process, raw, x_t, t)
+        return algebra.reverse_rate(self.process, log_score, x_t, t)
+
+    def log_denoise(
+        self, raw: Tensor, x_t: Int64[Tensor, "*n"], t: Float64[Tensor, "*m"]
+    ) -> Float[Tensor, "*n V"]:
+        """log p(x_0 | x_t), the jump straight to data. `[..., W] -> [..., V]`"""
+        return self.parameterization.log_posterior(self.process, raw, x_t, t)
+
+    # The outer protocol ---------------------------------------------------------------------------
+
+    def loss(self, net: Network, canvas: Canvas, noise: Noise) -> Float[Tensor, "B"]:
+        """What training minimizes, at one time per row. `-> [B]` nats"""
+        noise = noise.on(canvas.rows)
+        return self._at(net, canvas, noise.time(), noise, self.objective) + self.ends(net, canvas, noise)
+
+    def bound(self, net: Network, canvas: Canvas, noise: Noise) -> Float[Tensor, "B"]:
+        """An unbiased estimate, from one time per row, of an upper bound on -log p. `-> [B]` nats"""
+        noise = noise.on(canvas.rows)
+        return self.density_at(net, canvas, noise.time(), noise) + self.ends(net, canvas, noise)
+
+    def density_at(
+        self, net: Network, canvas: Canvas, t: Float64[Tensor, "B 1"], noise: Noise
+    ) -> Float[Tensor, "B"]:
+        """The bound's integrand at given times, summed over free positions. `-> [B]` nats per unit time"""
+        return self._at(net, canvas, t, noise.on(canvas.rows), self.density)
+
+    def sample(self, net: Network, canvas: Canvas, sampler: Sampler, noise: Noise) -> Int64[Tensor, "B L"]:
+        """Fill the free positions of a canvas. `-> [B, L]`"""
+        return sampler.run(self, net, canvas, noise.on(canvas.rows))
+
+    # ----------------------------------------------------------------------------------------------
+
+    def corrupt(
+        self, canvas: Canvas, t: Float64[Tensor, "B 1"], vocab: int, noise: Noise
+    ) -> Int64[Tensor, "B L"]:
+        """Noise the free positions up to time t. `-> [B, L]`"""
+        x_t = self.process.corrupt(canvas.tokens, t, vocab, noise)
+        return torch.where(canvas.free, x_t, canvas.tokens)
+
+    def _at(self, net: Network, canvas: Canvas, t: Tensor, noise: Noise, term: Term) -> Float[Tensor, "B"]:
+        t = self.clock.snap(t)
+        x_t = self.corrupt(canvas, t, net.vocab, noise)
+        hidden = net.trunk(x_t, t, canvas.condition)
+        live = canvas.free & self.process.live(x_t, net.vocab)
+        return self._sum(net, hidden, live, canvas.tokens, x_t, t, term)
+
+    def _sum(
+        self, net: Network, hidden: Tensor, live: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, term: Term
+    ) -> Float[Tensor, "B"]:
+        """Sum a term over the live positions of each row. `[B, L, D] -> [B]`"""
+
+        def nats(h: Tensor, *at: Tensor) -> Tensor:
+            return term(net.head(h), *at)
+
+        where = live.nonzero(as_tuple=True)
+        columns = [hidden[where], x0[where], x_t[where], t.expand_as(x_t)[where]]
+        size = max(1, _CHUNK // self.parameterization.width(self.process, net.vocab))
+        if len(where[0]) <= size:
+            values = nats(*columns)
+        else:
+            pieces = zip(*(column.split(size) for column in columns), strict=True)
+            values = torch.cat([_recomputed(nats, *piece) for piece in pieces])
+        return values.new_zeros(x0.shape[0]).index_add(0, where[0], values)
+
+    def ends(self, net: Network, canvas: Canvas, noise: Noise) -> Float[Tensor, "B"]:
+        """The prior and reconstruction terms of a schedule whose ends are cut off, else zero. `-> [B]` nats"""
+        start, stop = self.process.ends
+        zero = torch.zeros(canvas.shape[0], device=canvas.tokens.device)
+        prior = self._prior(canvas, net.vocab) if stop > 0 else zero
+        return prior + (self._reconstruction(net, canvas, noise) if start < 1 else zero)
+
+    def _prior(self, canvas: Canvas, vocab: int) -> Float[Tensor, "B"]:
+        """KL(q_1(. | x_0) || q_1 of a uniform token): the law that sampling starts from."""
+        one = torch.ones(1, dtype=torch.float64, device=canvas.tokens.device)
+        token = torch.zeros(1, dtype=torch.int64, device=canvas.tokens.device)
+        certain = self.process.log_marginal(algebra.log_one_hot(token, vocab), one)
+        spread = self.process.log_marginal(torch.zeros_like(certain[..., :vocab]).log_softmax(-1), one)
+        return divergence(certain, spread) * canvas.free.sum(-1)
+
+    def _reconstruction(self, net: Network, canvas: Canvas, noise: Noise) -> Float[Tensor, "B"]:
+        """E[-log p(x_0 | x at t = 0)]."""
+
+        def term(raw: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+            return -self.log_denoise(raw, x_t, t).gather(-1, x0[..., None])[..., 0]
+
+        t = torch.zeros(canvas.shape[0], 1, dtype=torch.float64, device=canvas.tokens.device)
+        x_t = self.corrupt(canvas, t, net.vocab, noise)
+        hidden = net.trunk(x_t, t, canvas.condition)
+        live = canvas.free & self.process.live(x_t, net.vocab)
+        return self._sum(net, hidden, live, canvas.tokens, x_t, t, term)
+
+
+def _recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    if not torch.is_grad_enabled():
+        return function(*inputs)
+    value = checkpoint(function, *inputs, use_reentrant=False)
+    return value  # pyright: ignore[reportReturnType]

@@ -1,0 +1,141 @@
+"""What the network's raw output means: the type of the head, explicit.
+
+Each value reads raw outputs `[..., W]` as any of the three readings of `discdiff.algebra`, so any checkpoint works with any
+sampler and any bound; `express` goes the other way, from the leave-one-out law to the raw output that states it.
+"""
+
+from abc import abstractmethod
+from typing import Annotated, Literal, Protocol
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from pydantic import Field
+from torch import Tensor
+
+from discdiff.algebra import (
+    log_clean_from_posterior,
+    log_clean_from_score,
+    log_posterior,
+    log_score_from_clean,
+)
+from discdiff.processes import Process
+from discdiff.types import Value
+
+
+class Parameterization(Protocol):
+    """Reads raw outputs; `...` is any shape of positions, and times broadcast to it."""
+
+    def width(self, process: Process, vocab: int) -> int: ...
+    def log_clean(self, process: Process, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor: ...
+    def log_posterior(self, process: Process, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor: ...
+    def log_score(self, process: Process, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor: ...
+    def express(self, process: Process, log_clean: Tensor, x_t: Tensor, t: Tensor) -> Tensor: ...
+
+
+class _Reading(Value, frozen=True):
+    """Defaults that go through the leave-one-out law."""
+
+    def width(self, process: Process, vocab: int) -> int:
+        """Outputs per position."""
+        return vocab
+
+    @abstractmethod
+    def log_clean(
+        self,
+        process: Process,
+        raw: Float[Tensor, "*n W"],
+        x_t: Int64[Tensor, "*n"],
+        t: Float64[Tensor, "*m"],
+    ) -> Float[Tensor, "*n V"]:
+        """The leave-one-out law. `[..., W] -> [..., V]`"""
+
+    def log_posterior(
+        self,
+        process: Process,
+        raw: Float[Tensor, "*n W"],
+        x_t: Int64[Tensor, "*n"],
+        t: Float64[Tensor, "*m"],
+    ) -> Float[Tensor, "*n V"]:
+        """The posterior. `[..., W] -> [..., V]`"""
+        return log_posterior(process, self.log_clean(process, raw, x_t, t), x_t, t)
+
+    def log_score(
+        self,
+        process: Process,
+        raw: Float[Tensor, "*n W"],
+        x_t: Int64[Tensor, "*n"],
+        t: Float64[Tensor, "*m"],
+    ) -> Float[Tensor, "*n K"]:
+        """The log score, zero at x_t. `[..., W] -> [..., K]`"""
+        return log_score_from_clean(process, self.log_clean(process, raw, x_t, t), x_t, t)
+
+
+class LeaveOneOut(_Reading, frozen=True):
+    """Logits of p(x_0 | x_t without this position): multinomial diffusion, D3PM's bound, UDLM, Duo, GIDD."""
+
+    kind: Literal["leave_one_out"] = "leave_one_out"
+
+    def log_clean(self, process: Process, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        return raw.log_softmax(-1)
+
+    def express(self, process: Process, log_clean: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        return log_clean
+
+
+class Posterior(_Reading, frozen=True):
+    """Logits of p(x_0 | x_t): what cross-entropy learns (MDLM, discrete flow matching, D3PM's auxiliary loss)."""
+
+    kind: Literal["posterior"] = "posterior"
+
+    def log_clean(self, process: Process, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        return log_clean_from_posterior(process, raw, x_t, t)
+
+    def log_posterior(self, process: Process, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The posterior, with tokens ruled out that could not have become x_t. `[..., V] -> [..., V]`"""
+        likelihood = process.log_likelihood(x_t, t, raw.shape[-1], raw.dtype)
+        return raw.masked_fill(likelihood == -torch.inf, -torch.inf).log_softmax(-1)
+
+    def express(self, process: Process, log_clean: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        return log_posterior(process, log_clean, x_t, t)
+
+
+class Score(_Reading, frozen=True):
+    """Log ratios log p_t(y) / p_t(x_t), one per noisy state: SEDD (Lou et al. 2023, arXiv:2310.16834)."""
+
+    kind: Literal["score"] = "score"
+
+    def width(self, process: Process, vocab: int) -> int:
+        return process.states(vocab)
+
+    def log_clean(self, process: Process, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        return log_clean_from_score(process, self.log_score(process, raw, x_t, t), t)
+
+    def log_score(self, process: Process, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        return raw.scatter(-1, x_t[..., None], 0)
+
+    def express(self, process: Process, log_clean: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        return log_score_from_clean(process, log_clean, x_t, t)
+
+
+class ScaledScore(Score, frozen=True):
+    """Log ratios over what they are on average: raw + log(alpha / (1 - alpha)) - log(V - 1), as SEDD scales its output.
+
+    A network whose outputs are near zero is then near the right magnitude at every noise level (arXiv:2310.16834).
+    """
+
+    kind: Literal["scaled_score"] = "scaled_score"  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def _scale(self, process: Process, vocab: int, t: Tensor) -> Tensor:
+        alpha = process.alpha(t).clamp(1e-30, 1 - 1e-15)
+        return (alpha / (1 - alpha) / max(vocab - 1, 1)).log()[..., None]
+
+    def log_score(self, process: Process, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        scale = self._scale(process, raw.shape[-1] - process.extra, t)
+        return super().log_score(process, raw + scale.to(raw), x_t, t)
+
+    def express(self, process: Process, log_clean: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        scale = self._scale(process, log_clean.shape[-1], t)
+        return super().express(process, log_clean, x_t, t) - scale.to(log_clean)
+
+
+AnyParameterization = Annotated[LeaveOneOut | Posterior | Score | ScaledScore, Field(discriminator="kind")]
