@@ -11,7 +11,8 @@ where q_t(y | w) = sum over x of w(x) q_t(y | x). From w follow, exactly,
     bridge         p(x_s = y | x_t)  proportional to  q(x_t | x_s = y) q_s(y | w)          for s < t,
     reverse rate   from x_t to y     =  R_t(y -> x_t) s(y).
 
-Shapes: `log_clean` is `[..., V]`, anything over noisy states `[..., K]`, `x_t` and times `[...]`, where times broadcast.
+Shapes: `log_clean` is `[..., V]`, anything over noisy states `[..., K]`, `x_t` and times `[...]`, where times
+broadcast.
 """
 
 import torch
@@ -40,8 +41,8 @@ def log_clean_from_posterior(
 ) -> Float[Tensor, "*n V"]:
     """Posterior (unnormalized) to leave-one-out. `[..., V] -> [..., V]`
 
-    Tokens that could not have become x_t are ruled out by the posterior and stay ruled out. With mask noise this is MDLM's
-    carry-over: an unmasked token is certain, a masked one is read as it stands.
+    Tokens that could not have become x_t are ruled out by the posterior and stay ruled out. With mask noise
+    this is MDLM's carry-over: an unmasked token is certain, a masked one is read as it stands.
     """
     likelihood = process.log_likelihood(x_t, t, logits.shape[-1], logits.dtype)
     impossible = likelihood == -torch.inf
@@ -73,7 +74,9 @@ def log_bridge(
     s: Float64[Tensor, "*m"],
     t: Float64[Tensor, "*m"],
 ) -> Float[Tensor, "*n K"]:
-    """log p(x_s | x_t) of a leave-one-out law; of a one-hot law, log q(x_s | x_t, x_0). `[..., V] -> [..., K]`"""
+    """log p(x_s | x_t) of a leave-one-out law; of a one-hot law, log q(x_s | x_t, x_0). `[..., V] -> [...,
+    K]`
+    """
     step = process.log_transition(x_t, s, t, log_clean.shape[-1], log_clean.dtype)
     return (step + process.log_marginal(log_clean, s)).log_softmax(-1)
 

@@ -1,13 +1,13 @@
 """Counter-based randomness: every draw is a pure function of (seed, row, step, stream, position).
 
-Philox-4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") maps a 128-bit counter and a 64-bit key
-to 128 random bits by ten rounds of two 32x32-bit products. The seed is the key; row, step, stream and position are the
-counter. There is no state: corruption does not depend on world size, micro-batch or resume, and a sample does not depend
-on what it was batched with. It is written in int64 torch arithmetic (products wrap modulo 2^64, which keeps all bits), so
-integers are the same on every device.
+Philox-4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") maps a 128-bit counter and
+a 64-bit key to 128 random bits by ten rounds of two 32x32-bit products. The seed is the key; row, step,
+stream and position are the counter. There is no state: corruption does not depend on world size, micro-batch
+or resume, and a sample does not depend on what it was batched with. It is written in int64 torch arithmetic
+(products wrap modulo 2^64, which keeps all bits), so integers are the same on every device.
 
-Categorical draws are exact: one uniform of 52 bits through the inverse of a CDF summed in float64. Gumbel-max in float32
-is not: with 50,000 classes the maximum of the noise is quantized and the tail is never drawn.
+Categorical draws are exact: one uniform of 52 bits through the inverse of a CDF summed in float64. Gumbel-max
+in float32 is not: with 50,000 classes the maximum of the noise is quantized and the tail is never drawn.
 """
 
 import math
@@ -79,7 +79,9 @@ class Noise:
         return replace(self, step=step)
 
     def stratum(self, index: int, count: int) -> "Noise":
-        """Step `index`, with times in [index / count, (index + 1) / count): estimates that share out the unit interval."""
+        """Step `index`, with times in [index / count, (index + 1) / count): estimates that share out the unit
+        interval.
+        """
         return replace(self, step=index, strata=(index, count))
 
     def _words(self, stream: Stream, count: int) -> list[Tensor]:
@@ -110,8 +112,9 @@ class Noise:
     def time(self) -> Float64[Tensor, "B 1"]:
         """A time per row, uniform on (0, 1) and evenly spread over consecutive rows. -> `[B, 1]`
 
-        t(row) = frac(shift + row / golden ratio), in 64-bit fixed point; the shift is uniform and depends on seed and step.
-        Consecutive rows are a Kronecker sequence, whatever the batch size and however ranks share the batch.
+        t(row) = frac(shift + row / golden ratio), in 64-bit fixed point; the shift is uniform and depends on
+        seed and step. Consecutive rows are a Kronecker sequence, whatever the batch size and however ranks
+        share the batch.
         """
         zero = replace(self, rows=torch.zeros_like(self.rows[:1]))
         a, b, _, _ = zero._words(Stream.TIME, 1)
@@ -122,7 +125,8 @@ class Noise:
 
 
 def categorical(log_p: Float[Tensor, "*n K"], u: Float64[Tensor, "*n"]) -> Int64[Tensor, "*n"]:
-    """Draw by the inverse CDF: the first k with sum of p up to k > u, p = softmax(log_p). `[..., K], [...] -> [...]`
+    """Draw by the inverse CDF: the first k with sum of p up to k > u, p = softmax(log_p). `[..., K], [...] ->
+    [...]`
 
     Exact in the tail: terms are float32 or better, their sum is float64. Rows are independent of each other.
     """

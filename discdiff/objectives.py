@@ -1,14 +1,16 @@
-"""Divergences between the true and the model's time reversal, for any process, and the two clocks that use them.
+"""Divergences between the true and the model's time reversal, for any process, and the two clocks that use
+them.
 
 Continuous time: with u(y) = R_t(y -> x_t) q_t(y|x_0)/q_t(x_t|x_0) and the model's û(y) = R_t(y -> x_t) s(y),
 
     nats per unit time = sum over y != x_t of  û(y) - u(y) + u(y) log(u(y) / û(y)).
 
-Its expectation over t ~ U(0, 1) and x_t, plus the ends, is a bound on -log p(x_0): the one formula behind the bounds of
-SEDD (arXiv:2310.16834), MDLM (arXiv:2406.07524), UDLM (arXiv:2412.10193) and GIDD (arXiv:2503.04482).
+Its expectation over t ~ U(0, 1) and x_t, plus the ends, is a bound on -log p(x_0): the one formula behind the
+bounds of SEDD (arXiv:2310.16834), MDLM (arXiv:2406.07524), UDLM (arXiv:2412.10193) and GIDD
+(arXiv:2503.04482).
 
-T steps: the sum over steps of KL(q(x_s | x_t, x_0) || p(x_s | x_t)); its first step is the reconstruction term, and it tends to
-the continuous bound as O(1/T) (D3PM, arXiv:2107.03006).
+T steps: the sum over steps of KL(q(x_s | x_t, x_0) || p(x_s | x_t)); its first step is the reconstruction
+term, and it tends to the continuous bound as O(1/T) (D3PM, arXiv:2107.03006).
 """
 
 from typing import Annotated, Literal, Protocol
@@ -89,7 +91,7 @@ class Steps(Value, frozen=True):
     """Time is cut into T equal steps: T times the divergence of the bridges of one step."""
 
     kind: Literal["steps"] = "steps"
-    count: int = Field(1000, ge=1)
+    count: int = Field(default=1000, ge=1)
 
     def snap(self, t: Float64[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
         """The end of the step that t falls in. `(0, 1] -> {1/T, ..., 1}`"""
@@ -107,7 +109,9 @@ class Steps(Value, frozen=True):
         return self.count * bridge_divergence(process, log_clean, x0, x_t, self.start(t), t)
 
     def mask_weight(self, schedule: Schedule, t: Float64[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
-        """The density of a masked token over its cross-entropy, with mask noise: T (alpha_s - alpha_t) / (1 - alpha_t)."""
+        """The density of a masked token over its cross-entropy, with mask noise: T (alpha_s - alpha_t) / (1 -
+        alpha_t).
+        """
         now, before = schedule.alpha(t), schedule.alpha(self.start(t))
         return self.count * (before - now) / (1 - now)
 

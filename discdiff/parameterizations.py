@@ -1,7 +1,8 @@
 """What the network's raw output means: the type of the head, explicit.
 
-Each value reads raw outputs `[..., W]` as any of the three readings of `discdiff.algebra`, so any checkpoint works with any
-sampler and any bound; `express` goes the other way, from the leave-one-out law to the raw output that states it.
+Each value reads raw outputs `[..., W]` as any of the three readings of `discdiff.algebra`, so any checkpoint
+works with any sampler and any bound; `express` goes the other way, from the leave-one-out law to the raw
+output that states it.
 """
 
 from abc import abstractmethod
@@ -83,7 +84,9 @@ class LeaveOneOut(_Reading, frozen=True):
 
 
 class Posterior(_Reading, frozen=True):
-    """Logits of p(x_0 | x_t): what cross-entropy learns (MDLM, discrete flow matching, D3PM's auxiliary loss)."""
+    """Logits of p(x_0 | x_t): what cross-entropy learns (MDLM, discrete flow matching, D3PM's auxiliary
+    loss).
+    """
 
     kind: Literal["posterior"] = "posterior"
 
@@ -118,9 +121,11 @@ class Score(_Reading, frozen=True):
 
 
 class ScaledScore(Score, frozen=True):
-    """Log ratios over what they are on average: raw + log(alpha / (1 - alpha)) - log(V - 1), as SEDD scales its output.
+    """Log ratios over what they are on average: raw + log(alpha / (1 - alpha)) - log(V - 1), as SEDD scales
+    its output.
 
-    A network whose outputs are near zero is then near the right magnitude at every noise level (arXiv:2310.16834).
+    A network whose outputs are near zero is then near the right magnitude at every noise level
+    (arXiv:2310.16834).
     """
 
     kind: Literal["scaled_score"] = "scaled_score"  # pyright: ignore[reportIncompatibleVariableOverride]

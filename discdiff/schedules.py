@@ -1,8 +1,9 @@
 """Noise schedules: alpha(t), the probability that a token is still untouched at time t.
 
-Every schedule decreases from alpha(0) to alpha(1). Unless it says otherwise alpha(0) = 1 and alpha(1) = 0 exactly; one
-with cut-off ends (`Linear(eps)`, `Geometric`) makes bounds carry a prior and a reconstruction term. Times and values are
-float64, of any shape. `sigma = -log alpha` is the total noise of SEDD (arXiv:2310.16834).
+Every schedule decreases from alpha(0) to alpha(1). Unless it says otherwise alpha(0) = 1 and alpha(1) = 0
+exactly; one with cut-off ends (`Linear(eps)`, `Geometric`) makes bounds carry a prior and a reconstruction
+term. Times and values are float64, of any shape. `sigma = -log alpha` is the total noise of SEDD
+(arXiv:2310.16834).
 """
 
 import math
@@ -39,10 +40,12 @@ class Schedule(Value, frozen=True):
 
 
 class Linear(Schedule, frozen=True):
-    """alpha = 1 - (1 - eps) t. With eps > 0 this is the log-linear noise of SEDD and MDLM (arXiv:2406.07524)."""
+    """alpha = 1 - (1 - eps) t. With eps > 0 this is the log-linear noise of SEDD and MDLM
+    (arXiv:2406.07524).
+    """
 
     kind: Literal["linear"] = "linear"
-    eps: float = Field(0.0, ge=0, lt=1)
+    eps: float = Field(default=0.0, ge=0, lt=1)
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - (1 - self.eps) * t
@@ -55,7 +58,9 @@ class Linear(Schedule, frozen=True):
 
 
 class Cosine(Schedule, frozen=True):
-    """alpha = 1 - sin(pi t / 2), which is 1 - cos(pi (1 - t) / 2): the cosine schedule of MD4 (arXiv:2406.04329)."""
+    """alpha = 1 - sin(pi t / 2), which is 1 - cos(pi (1 - t) / 2): the cosine schedule of MD4
+    (arXiv:2406.04329).
+    """
 
     kind: Literal["cosine"] = "cosine"
 
@@ -72,12 +77,12 @@ class Cosine(Schedule, frozen=True):
 class SquaredCosine(Schedule, frozen=True):
     """alpha = cos^2(pi/2 (t + s)/(1 + s)) / cos^2(pi/2 s/(1 + s)), with s = `offset`.
 
-    Improved DDPM (arXiv:2102.09672), used by multinomial diffusion (arXiv:2102.05379). Written as a sine of 1 - t, so that
-    alpha(1) = 0 exactly.
+    Improved DDPM (arXiv:2102.09672), used by multinomial diffusion (arXiv:2102.05379). Written as a sine of 1
+    - t, so that alpha(1) = 0 exactly.
     """
 
     kind: Literal["squared_cosine"] = "squared_cosine"
-    offset: float = Field(0.008, ge=0, lt=1)
+    offset: float = Field(default=0.008, ge=0, lt=1)
 
     @property
     def _turn(self) -> float:
@@ -97,7 +102,7 @@ class Polynomial(Schedule, frozen=True):
     """alpha = 1 - t^w: the polynomial schedule of MD4 (arXiv:2406.04329); w = 1 is linear."""
 
     kind: Literal["polynomial"] = "polynomial"
-    power: float = Field(2.0, gt=0)
+    power: float = Field(default=2.0, gt=0)
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - t**self.power
@@ -110,11 +115,13 @@ class Polynomial(Schedule, frozen=True):
 
 
 class Geometric(Schedule, frozen=True):
-    """alpha = exp(-low^(1-t) high^t): the geometric noise of SEDD (arXiv:2310.16834). Both ends are cut off."""
+    """alpha = exp(-low^(1-t) high^t): the geometric noise of SEDD (arXiv:2310.16834). Both ends are cut
+    off.
+    """
 
     kind: Literal["geometric"] = "geometric"
-    low: float = Field(1e-3, gt=0)
-    high: float = Field(20.0, gt=0)
+    low: float = Field(default=1e-3, gt=0)
+    high: float = Field(default=20.0, gt=0)
 
     @model_validator(mode="after")
     def _ordered(self) -> "Geometric":

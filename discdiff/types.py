@@ -1,10 +1,11 @@
 """Axes, units and conventions, stated once.
 
-Axes: B sequences, L positions, V clean tokens, K noisy states (K = V + 1 with a mask token, whose id is V, else K = V).
+Axes: B sequences, L positions, V clean tokens, K noisy states (K = V + 1 with a mask token, whose id is V,
+else K = V).
 Time: t in [0, 1], 0 is data and 1 is noise; every time is a float64 tensor `[B, 1]` or `[B, L]`.
 Units: losses and log-probabilities are in nats; bits appear only in reports.
-Dtypes: token ids are int64 in the library (stores keep uint8, uint16 or uint32); logits and all after them are float32
-or better.
+Dtypes: token ids are int64 in the library (stores keep uint8, uint16 or uint32); logits and all after them
+are float32 or better.
 """
 
 from dataclasses import dataclass, field, replace
@@ -45,9 +46,10 @@ class Condition:
 class Canvas:
     """Sequences with the part that is the model's: one idea for padding, prompts, infilling and blocks.
 
-    `free` positions are noised and scored in training and filled in sampling; the rest is context, never touched.
-    `rows` are global ids by which randomness is keyed: in training the position in the shuffled stream, in evaluation the
-    sequence's index, in generation the sample's. `allowed` restricts, per position, the tokens that sampling may write.
+    `free` positions are noised and scored in training and filled in sampling; the rest is context, never
+    touched. `rows` are global ids by which randomness is keyed: in training the position in the shuffled
+    stream, in evaluation the sequence's index, in generation the sample's. `allowed` restricts, per position,
+    the tokens that sampling may write.
     """
 
     tokens: Int[Tensor, "B L"]

@@ -1,7 +1,7 @@
 """Families of discrete generative models, one file each, and the union of all.
 
-A method holds no parameters: it makes a network and says what its output means. `Method` is what every family offers, `Scored` what
-those with a likelihood bound offer too.
+A method holds no parameters: it makes a network and says what its output means. `Method` is what every family
+offers, `Scored` what those with a likelihood bound offer too.
 """
 
 from typing import Annotated, Any, Protocol, runtime_checkable

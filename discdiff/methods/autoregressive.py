@@ -1,4 +1,5 @@
-"""Autoregression: the baseline, on the same transformer. log p(x) = sum over i of log p(x_i | x_1 ... x_(i-1)), exactly.
+"""Autoregression: the baseline, on the same transformer. log p(x) = sum over i of log p(x_i | x_1 ...
+x_(i-1)), exactly.
 
 The network reads the sequence shifted by one, with a begin symbol (id V) in front, through causal attention.
 """

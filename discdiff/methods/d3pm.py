@@ -1,10 +1,11 @@
 """D3PM: discrete diffusion in T steps. Austin et al. 2021, arXiv:2107.03006.
 
-The bound is the sum over steps of KL(q(x_s | x_t, x_0) || p(x_s | x_t)); the network's law of x_0 enters p through
-p(x_s | x_t) proportional to q(x_t | x_s) * sum over x_0 of q(x_s | x_0) w(x_0), which reads it as leave-one-out. Training adds
-`auxiliary` times -log p(x_0 | x_t) (the paper's lambda), which learns a posterior. With mask noise the two laws agree wherever
-there is something to predict; with any other noise their optima differ, so the term is taken of the posterior that follows from
-w, and both terms have the same optimum.
+The bound is the sum over steps of KL(q(x_s | x_t, x_0) || p(x_s | x_t)); the network's law of x_0 enters p
+through p(x_s | x_t) proportional to q(x_t | x_s) * sum over x_0 of q(x_s | x_0) w(x_0), which reads it as
+leave-one-out. Training adds `auxiliary` times -log p(x_0 | x_t) (the paper's lambda), which learns a
+posterior. With mask noise the two laws agree wherever there is something to predict; with any other noise
+their optima differ, so the term is taken of the posterior that follows from w, and both terms have the same
+optimum.
 """
 
 from typing import Literal
@@ -25,7 +26,7 @@ class D3pm(Diffusion, frozen=True):
     process: AnyProcess = Uniform()
     parameterization: AnyParameterization = LeaveOneOut()
     clock: Steps = Steps(count=1000)  # pyright: ignore[reportIncompatibleVariableOverride]
-    auxiliary: float = Field(0.01, ge=0)
+    auxiliary: float = Field(default=0.01, ge=0)
 
     def objective(self, raw: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The bound plus lambda times the cross-entropy of x_0. `[N, W] -> [N]`"""

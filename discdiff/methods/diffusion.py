@@ -1,4 +1,5 @@
-"""The body that discrete diffusions share: noise the free tokens, read the network's output, measure, reverse.
+"""The body that discrete diffusions share: noise the free tokens, read the network's output, measure,
+reverse.
 
 A family is a subclass that fixes a process and a reading, and overrides what its paper states in closed form:
 
@@ -6,11 +7,12 @@ A family is a subclass that fixes a process and a reading, and overrides what it
     objective  what training minimizes, same signature; the density unless the paper says otherwise
     log_bridge, rates    the reverse dynamics that samplers use
 
-With t ~ U(0, 1), E[sum over free positions of density] + ends bounds -log p(free tokens | context), in nats. `ends` is zero for
-a schedule that runs from alpha = 1 to alpha = 0 and else the sum of the prior and the reconstruction term.
+With t ~ U(0, 1), E[sum over free positions of density] + ends bounds -log p(free tokens | context), in nats.
+`ends` is zero for a schedule that runs from alpha = 1 to alpha = 0 and else the sum of the prior and the
+reconstruction term.
 
-Densities are evaluated only at positions that time reversal can still change, a chunk of positions at a time, each chunk's
-logits recomputed in the backward pass: no tensor `[B, L, V]` is ever held where V is large.
+Densities are evaluated only at positions that time reversal can still change, a chunk of positions at a time,
+each chunk's logits recomputed in the backward pass: no tensor `[B, L, V]` is ever held where V is large.
 """
 
 from collections.abc import Callable
@@ -37,7 +39,9 @@ Term = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class Diffusion(Value, frozen=True):
-    """A discrete diffusion: a noise process, the meaning of the network's output, and a clock for the bound."""
+    """A discrete diffusion: a noise process, the meaning of the network's output, and a clock for the
+    bound.
+    """
 
     process: AnyProcess
     parameterization: AnyParameterization
@@ -144,7 +148,9 @@ class Diffusion(Value, frozen=True):
         return values.new_zeros(x0.shape[0]).index_add(0, where[0], values)
 
     def ends(self, net: Network, canvas: Canvas, noise: Noise) -> Float[Tensor, "B"]:
-        """The prior and reconstruction terms of a schedule whose ends are cut off, else zero. `-> [B]` nats"""
+        """The prior and reconstruction terms of a schedule whose ends are cut off, else zero. `-> [B]`
+        nats
+        """
         start, stop = self.process.ends
         zero = torch.zeros(canvas.shape[0], device=canvas.tokens.device)
         prior = self._prior(canvas, net.vocab) if stop > 0 else zero

@@ -1,11 +1,13 @@
 """GIDD: generalized interpolating discrete diffusion. von Rütte et al. 2025, arXiv:2503.04482.
 
-The network states the leave-one-out law w, through which q̂(y) = q_t(y | w). With R the rate into x_t, which does not depend on
-where the jump comes from, the bound's integrand is
+The network states the leave-one-out law w, through which q̂(y) = q_t(y | w). With R the rate into x_t, which
+does not depend on where the jump comes from, the bound's integrand is
 
-    R / q_t(x_t|x_0) * ( KL(q_t(.|x_0) || q̂)  +  IS(q_t(x_t|x_0) || q̂(x_t)) ),        IS(p || q) = p/q - log(p/q) - 1.
+    R / q_t(x_t|x_0) * ( KL(q_t(.|x_0) || q̂)  +  IS(q_t(x_t|x_0) || q̂(x_t)) ),        IS(p || q) = p/q -
+    log(p/q) - 1.
 
-As q_t(.|x_0) takes two values on tokens and both laws agree on the mask, KL needs q̂ at x_0 and the sum of log q̂ over tokens.
+As q_t(.|x_0) takes two values on tokens and both laws agree on the mask, KL needs q̂ at x_0 and the sum of
+log q̂ over tokens.
 """
 
 from typing import Literal

@@ -1,7 +1,7 @@
 """MDLM: masked diffusion. Sahoo et al. 2024, arXiv:2406.07524.
 
-With mask noise the leave-one-out law and the posterior agree at masked positions, unmasked ones are certain, and the bound is
-cross-entropy on masked tokens,
+With mask noise the leave-one-out law and the posterior agree at masked positions, unmasked ones are certain,
+and the bound is cross-entropy on masked tokens,
 
     nats per unit time = -alpha' / (1 - alpha) * -log p(x_0 | x_t)          (continuous time)
                          T (alpha_s - alpha_t) / (1 - alpha_t) * the same    (T steps).

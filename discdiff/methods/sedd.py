@@ -1,13 +1,13 @@
 """SEDD: score entropy discrete diffusion. Lou, Meng and Ermon 2023, arXiv:2310.16834.
 
-The network states the log ratios s(y) = p_t(y) / p_t(x_t), scaled by the noise level. For any process whose rate into a state
-does not depend on where the jump comes from, the diffusion-weighted denoising score entropy is, with the true ratios
-r(y) = q_t(y|x_0) / q_t(x_t|x_0) and R the rate into x_t,
+The network states the log ratios s(y) = p_t(y) / p_t(x_t), scaled by the noise level. For any process whose
+rate into a state does not depend on where the jump comes from, the diffusion-weighted denoising score entropy
+is, with the true ratios r(y) = q_t(y|x_0) / q_t(x_t|x_0) and R the rate into x_t,
 
     R * sum over y of  s(y) - r(y) + r(y) (log r(y) - log s(y)),
 
-where the term of y = x_t is zero. As r takes three values (at x_0, at other tokens, at the mask), it needs the sums of s and of log s
-over tokens, and s at x_0 and at the mask.
+where the term of y = x_t is zero. As r takes three values (at x_0, at other tokens, at the mask), it needs
+the sums of s and of log s over tokens, and s at x_0 and at the mask.
 """
 
 from typing import Literal

@@ -4,9 +4,9 @@ The network states the leave-one-out law w. With c = V alpha and a = 1 - alpha, 
 
     true   qb(y) = c [y = x_0] + a,      model   qt(y) = c w(y) + a,
 
-and the divergence of rates, -alpha' / (V alpha) * sum over y of (r̂ - r + r log(r / r̂)) with r = qb(y)/qb(x_t), r̂ = qt(y)/qt(x_t),
-needs only three numbers of the logits, because qb takes two values: w(x_t), w(x_0) and sum over y of log qt(y). So the backward
-pass holds one tensor of the logits' size.
+and the divergence of rates, -alpha' / (V alpha) * sum over y of (r̂ - r + r log(r / r̂)) with r =
+qb(y)/qb(x_t), r̂ = qt(y)/qt(x_t), needs only three numbers of the logits, because qb takes two values:
+w(x_t), w(x_0) and sum over y of log qt(y). So the backward pass holds one tensor of the logits' size.
 """
 
 from typing import Literal

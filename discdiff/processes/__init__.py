@@ -1,9 +1,10 @@
 """Noise processes q(x_t | x_0): what a forward process must offer, and the union of all.
 
-Everything else (posteriors, scores, bridges, reverse rates) is derived from these primitives in `discdiff.algebra`.
+Everything else (posteriors, scores, bridges, reverse rates) is derived from these primitives in
+`discdiff.algebra`.
 """
 
-from typing import Annotated, Protocol, runtime_checkable
+from typing import Annotated, ClassVar, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field
@@ -20,12 +21,12 @@ __all__ = ["AnyProcess", "Hybrid", "Interpolating", "Levels", "Mask", "Process",
 
 @runtime_checkable
 class Process(Protocol):
-    """A Markov process on K = vocab + extra states, the same at every position. `...` is any shape; times broadcast to it."""
+    """A Markov process on K = vocab + extra states, the same at every position. `...` is any shape; times
+    broadcast to it.
+    """
 
-    @property
-    def extra(self) -> int:
-        """1 with a mask token (whose id is vocab), else 0."""
-        ...
+    extra: ClassVar[int]
+    """1 with a mask token (whose id is vocab), else 0."""
 
     @property
     def ends(self) -> tuple[float, float]:

@@ -1,10 +1,13 @@
-"""Hybrid noise of GIDD (von Rütte et al. 2025, arXiv:2503.04482): mask noise with a share of uniform noise on the way.
+"""Hybrid noise of GIDD (von Rütte et al. 2025, arXiv:2503.04482): mask noise with a share of uniform noise on
+the way.
 
-With tau = 1 - schedule.alpha(t) (so tau = t for the linear schedule), c = B tau^(g/2) (1 - tau)^(g/2) and C = 1 + c,
+With tau = 1 - schedule.alpha(t) (so tau = t for the linear schedule), c = B tau^(g/2) (1 - tau)^(g/2) and C =
+1 + c,
 
     alpha = (1 - tau) / C,    m = tau / C,    V u = c / C,    B = 2^g p / (1 - p),
 
-so that the share of uniform noise is p = `uniform` at tau = 1/2 and nothing at both ends, and g = `sharpness`.
+so that the share of uniform noise is p = `uniform` at tau = 1/2 and nothing at both ends, and g =
+`sharpness`.
 """
 
 from typing import ClassVar, Literal
@@ -20,8 +23,8 @@ class Hybrid(Interpolating, frozen=True):
 
     kind: Literal["hybrid"] = "hybrid"
     extra: ClassVar[int] = 1
-    uniform: float = Field(0.1, gt=0, lt=1)
-    sharpness: float = Field(1.0, gt=0)
+    uniform: float = Field(default=0.1, gt=0, lt=1)
+    sharpness: float = Field(default=1.0, gt=0)
 
     def levels(self, t: Tensor, vocab: int) -> Levels:
         untouched, dtau = self.schedule.alpha(t), -self.schedule.dalpha(t)

@@ -2,14 +2,14 @@
 
     q_t(y | x) = alpha_t [y = x] + u_t [y < V] + m_t [y = V]
 
-with alpha_t + V u_t + m_t = 1. Mask noise has u = 0, uniform noise has no mask state, hybrid noise has both. Such processes
-are Markov: with alpha_(t|s) = alpha_t / alpha_s,
+with alpha_t + V u_t + m_t = 1. Mask noise has u = 0, uniform noise has no mask state, hybrid noise has both.
+Such processes are Markov: with alpha_(t|s) = alpha_t / alpha_s,
 
     q(x_t = y | x_s = z) = alpha_(t|s) [y = z] + u_t - alpha_(t|s) u_s   (and the same with m for the mask),
     R_t(z -> y) = u'_t - (alpha'_t / alpha_t) u_t   for every z != y      (likewise with m),
 
-so the rate into a state does not depend on where the jump comes from (GIDD, von Rütte et al. 2025, arXiv:2503.04482).
-A subclass says only what alpha, u and m are.
+so the rate into a state does not depend on where the jump comes from (GIDD, von Rütte et al. 2025,
+arXiv:2503.04482). A subclass says only what alpha, u and m are.
 """
 
 from abc import abstractmethod
@@ -44,7 +44,9 @@ class Levels:
 
 
 class Interpolating(Value, frozen=True):
-    """The primitives of a process, for any alpha, u and m. Times broadcast against the shape of the tokens."""
+    """The primitives of a process, for any alpha, u and m. Times broadcast against the shape of the
+    tokens.
+    """
 
     extra: ClassVar[int]
     schedule: AnySchedule = Linear()
@@ -99,10 +101,11 @@ class Interpolating(Value, frozen=True):
     def log_unmarginal(
         self, log_noisy: Float[Tensor, "*n K"], t: Float64[Tensor, "*m"]
     ) -> Float[Tensor, "*n V"]:
-        """The distribution of tokens whose marginal at t this is: the inverse of `log_marginal`. `[..., K] -> [..., V]`
+        """The distribution of tokens whose marginal at t this is: the inverse of `log_marginal`. `[..., K] ->
+        [..., V]`
 
-        The mask's own share is known, so only the odds between tokens are read; a share below u_t, which no distribution
-        has, counts as (almost) nothing.
+        The mask's own share is known, so only the odds between tokens are read; a share below u_t, which no
+        distribution has, counts as (almost) nothing.
         """
         vocab = log_noisy.shape[-1] - self.extra
         level = self.levels(t, vocab)

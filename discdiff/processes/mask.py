@@ -1,4 +1,6 @@
-"""Mask (absorbing) noise: u = 0, m = 1 - alpha. D3PM (arXiv:2107.03006), MDLM (arXiv:2406.07524), MD4 (arXiv:2406.04329)."""
+"""Mask (absorbing) noise: u = 0, m = 1 - alpha. D3PM (arXiv:2107.03006), MDLM (arXiv:2406.07524), MD4
+(arXiv:2406.04329).
+"""
 
 from typing import ClassVar, Literal
 

@@ -1,4 +1,6 @@
-"""Uniform noise: u = (1 - alpha) / V, no mask. Multinomial diffusion (arXiv:2102.05379), UDLM (arXiv:2412.10193)."""
+"""Uniform noise: u = (1 - alpha) / V, no mask. Multinomial diffusion (arXiv:2102.05379), UDLM
+(arXiv:2412.10193).
+"""
 
 from typing import ClassVar, Literal
 

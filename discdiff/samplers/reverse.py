@@ -5,7 +5,6 @@ Each position is drawn independently, so a step of size h is wrong by O(h^2) in 
 
 from typing import Annotated, Literal, Protocol
 
-import torch
 from jaxtyping import Float, Float64, Int64
 from pydantic import Field
 from torch import Tensor
@@ -25,7 +24,9 @@ class Dynamics(Protocol):
 
 
 class Ancestral(Value, frozen=True):
-    """Draw from the bridge p(x_s | x_t) of the predicted law: D3PM's step, and SEDD's analytic (Tweedie) one."""
+    """Draw from the bridge p(x_s | x_t) of the predicted law: D3PM's step, and SEDD's analytic (Tweedie)
+    one.
+    """
 
     kind: Literal["ancestral"] = "ancestral"
 
@@ -44,8 +45,8 @@ class Ancestral(Value, frozen=True):
 class Euler(Value, frozen=True):
     """Jump to y with probability (t - s) times its reverse rate, else stay (tau-leaping, arXiv:2205.14987).
 
-    Where the probabilities of jumping add up to more than one, they are scaled to one. The last step, to s = 0, is ancestral,
-    since rates alone leave noise behind.
+    Where the probabilities of jumping add up to more than one, they are scaled to one. The last step, to s =
+    0, is ancestral, since rates alone leave noise behind.
     """
 
     kind: Literal["euler"] = "euler"

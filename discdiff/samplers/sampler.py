@@ -1,5 +1,6 @@
 """The sampling loop of discrete diffusion: a grid of times, a reverse step, exact draws."""
 
+from itertools import pairwise
 from typing import Literal, Protocol
 
 import torch
@@ -24,7 +25,7 @@ class Sampler(Value, frozen=True):
     """From t = 1 to t = 0 in `steps` equal steps, one evaluation of the network each."""
 
     kind: Literal["reverse"] = "reverse"
-    steps: int = Field(64, ge=1)
+    steps: int = Field(default=64, ge=1)
     reverse: AnyReverse = Ancestral()
 
     def evaluations(self, length: int) -> int:
@@ -41,7 +42,7 @@ class Sampler(Value, frozen=True):
         process, times = dynamics.process, self.times()
         shape = (canvas.shape[0], canvas.shape[1])
         x = torch.where(canvas.free, process.prior(shape, net.vocab, noise), canvas.tokens)
-        for step, (t, s) in enumerate(zip(times, times[1:], strict=False)):
+        for step, (t, s) in enumerate(pairwise(times)):
             x = self._step(dynamics, net, canvas, x, s, t, noise.at(step + 1))
         start, _ = process.ends
         return x if start == 1 else self._denoise(dynamics, net, canvas, x, noise.at(self.steps + 1))
