@@ -1,0 +1,100 @@
+"""Where a body runs: how wide, on which cluster; nothing of it counts in a key.
+
+`Placement` is the wish, `Cluster` the Ray that fulfils it, joined or started when the first body asks and
+never for a cached stage.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+
+from pydantic import Field
+
+from discdiff.types import DiscdiffError, Value
+
+GIGABYTE = 1 << 30
+
+
+class Placement(Value, frozen=True):
+    """How many workers a stage may use, what each holds, and how many stages run at a time."""
+
+    workers: int = Field(default=2, ge=1)
+    cpus: float = Field(default=1, gt=0)
+    """CPUs of one worker."""
+    gpus: float = Field(default=0, ge=0)
+    """GPUs of one worker."""
+    concurrent: int = Field(default=1, ge=1)
+    """Stages of one kind that run at the same time."""
+    address: str | None = None
+    """A running cluster; by default the one that RAY_ADDRESS names, else a private one on this machine."""
+    store: int = Field(default=GIGABYTE // 4, ge=80 << 20)
+    """Bytes of shared object memory of a private cluster."""
+
+
+class Cluster:
+    """The one Ray cluster of this process, started on demand."""
+
+    def __init__(self, placement: Placement) -> None:
+        self.placement = placement
+        self._lock = threading.Lock()
+        self._closers: list[Callable[[], None]] = []
+        self._mine = False
+
+    def start(self) -> None:
+        """Join the cluster, or start a private one; call it before anything of Ray.
+
+        Raises DiscdiffError where the named cluster can't be reached.
+        """
+        import ray
+
+        with self._lock:
+            if ray.is_initialized():
+                return
+            address = self.placement.address or os.environ.get("RAY_ADDRESS")
+            if address is None:
+                self._start_private()
+            else:
+                self._join(address)
+            self._mine = True
+
+    def on_close(self, closer: Callable[[], None]) -> None:
+        """Have something done before the cluster is left."""
+        self._closers.append(closer)
+
+    def close(self) -> None:
+        """Leave the cluster, and stop it if it was started here."""
+        if not self._mine:
+            return
+        import ray
+
+        while self._closers:
+            self._closers.pop()()
+        ray.shutdown()
+        self._mine = False
+
+    def _start_private(self) -> None:
+        import ray
+
+        place = self.placement
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        wanted = place.workers * place.cpus * place.concurrent
+        ray.init(
+            num_cpus=max(os.cpu_count() or 1, round(wanted + 0.5)),
+            object_store_memory=place.store,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            _node_ip_address="127.0.0.1",
+        )
+
+    def _join(self, address: str) -> None:
+        import ray
+
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        except (ConnectionError, ValueError) as error:
+            raise DiscdiffError(
+                f"no Ray cluster answers at {address!r}; start one with `ray start --head`, "
+                "or give no address and unset RAY_ADDRESS to have a private one started."
+            ) from error
