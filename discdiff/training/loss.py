@@ -1,0 +1,55 @@
+"""The loss as a module's forward, which is what data parallelism and sharding wrap."""
+
+from collections.abc import Iterator
+from typing import Protocol, cast
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from discdiff.methods import Method, Scored
+from discdiff.noise import Noise
+from discdiff.types import Canvas, Network
+
+
+class Rows(Protocol):
+    """An endless, randomly accessible stream of rows, as a `Loader` is."""
+
+    @property
+    def rows(self) -> int:
+        """Rows an epoch."""
+        ...
+
+    def read(self, start: int, count: int) -> Canvas:
+        """Rows `start` to `start + count` of the stream."""
+        ...
+
+    def stream(self, start: int, count: int, stride: int) -> Iterator[Canvas]:
+        """`read(start, count)`, `read(start + stride, count)`, ..., prefetched."""
+        ...
+
+
+class Loss(nn.Module):
+    """A method's loss on a network: `(canvas, noise) -> [B]` nats, summed over a row's free positions."""
+
+    def __init__(self, method: Method, network: nn.Module):
+        super().__init__()
+        self.method = method
+        self.network = network
+
+    @property
+    def _net(self) -> Network:
+        return cast(Network, self.network)
+
+    def forward(self, canvas: Canvas, noise: Noise) -> Float[Tensor, "B"]:
+        return self.method.loss(self._net, canvas, noise)
+
+    def bound(self, canvas: Canvas, noise: Noise) -> Float[Tensor, "B"]:
+        """What validation measures: the method's bound, or its loss where it has none."""
+        if isinstance(self.method, Scored):
+            return self.method.bound(self._net, canvas, noise)
+        return self.method.loss(self._net, canvas, noise)
+
+    @property
+    def measured(self) -> str:
+        """The name of what `bound` returns."""
+        return "bound" if isinstance(self.method, Scored) else "validation_loss"

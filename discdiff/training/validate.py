@@ -1,0 +1,48 @@
+"""The bound on held-out rows while training: the same rows and noise every time, the averaged weights.
+
+Its randomness has its own seed, so looking often or never leaves the training noise as it was. The standard
+error is that of a ratio of sums over sequences; see `discdiff.evaluation.estimate`.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from discdiff.noise import Noise
+from discdiff.training.loss import Loss, Rows
+from discdiff.training.parallel import World
+from discdiff.training.recipe import Recipe
+
+SEED_OFFSET = 0x76616C  # validation's noise is that of another seed than training's
+
+
+@torch.no_grad()
+def validate(loss: Loss, rows: Rows, recipe: Recipe, world: World) -> dict[str, float]:
+    """The bound in nats per token and its standard error over the first rows; all ranks call it."""
+    count = min(recipe.validate_rows, rows.rows)
+    share = math.ceil(count / world.size)
+    micro = recipe.share(world.size)[1]
+    first = world.rank * share
+    canvas = rows.read(first, share).to(world.device)
+    # Ranks must run equally many forwards; rows past the end are read again and count for nothing.
+    counts = (torch.arange(first, first + share, device=world.device) < count).double()
+    was_training = loss.training
+    loss.eval()
+    pieces = [canvas.narrow(start, min(start + micro, share)) for start in range(0, share, micro)]
+    noise = Noise(recipe.seed + SEED_OFFSET)
+    nats = torch.cat([loss.bound(piece, noise.on(piece.rows)).double() for piece in pieces]) * counts
+    loss.train(was_training)
+    return _estimate(world.sum(_moments(nats, canvas.free.sum(1) * counts)), count, loss.measured)
+
+
+def _moments(a: Tensor, b: Tensor) -> Tensor:
+    return torch.stack([a.sum(), b.sum(), (a * a).sum(), (a * b).sum(), (b * b).sum()])
+
+
+def _estimate(moments: Tensor, count: int, name: str) -> dict[str, float]:
+    a, b, aa, ab, bb = moments.tolist()
+    ratio = a / b if b else math.nan
+    spread = max(0.0, aa - 2 * ratio * ab + ratio**2 * bb)
+    error = math.sqrt(count / max(1, count - 1) * spread) / b if b else math.nan
+    return {name: ratio, f"{name}_se": error}
