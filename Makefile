@@ -51,7 +51,7 @@ types: bootstrap
 
 contracts: bootstrap
 	@$(say) "import contracts"
-	@$(bin)/lint-imports
+	@$(bin)/lint-imports --no-logo
 
 pytest: bootstrap
 	@$(say) "tests"

@@ -1,7 +1,7 @@
-"""Create the virtual environment that every target of the Makefile runs in, or do nothing if it is there already.
+"""Create the virtual environment that every target of the Makefile runs in, or find it up to date.
 
-Torch is installed first and alone: a requirement that merely admits it would take the newest build, with gigabytes of
-CUDA libraries, even on a machine that has another build at hand. Everything else comes from `infra/constraints.txt`.
+Torch is installed first and alone: a requirement that merely admits it would take the newest build, with
+gigabytes of CUDA libraries, even where another build is at hand. The rest comes from `infra/constraints.txt`.
 Standard library only, because it runs before anything is installed.
 """
 
@@ -27,11 +27,15 @@ EXTRAS = "pipelines,dev"
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--venv", type=Path, required=True)
-    parser.add_argument("--torch", default="", help="another torch than the pinned one, such as torch==2.11.0")
+    parser.add_argument(
+        "--torch", default="", help="another torch than the pinned one, such as torch==2.11.0"
+    )
     parser.add_argument("--pip-args", default="", help="passed to every `pip install`, such as an index URL")
     options = parser.parse_args()
-    if sys.version_info < (3, 11):
-        sys.exit(f"discdiff needs Python 3.11 or newer, and this is {sys.version.split()[0]}: make PYTHON=python3.12 ...")
+    if sys.version_info < (3, 11):  # noqa: UP036 (the one file that an older Python may be asked to run)
+        sys.exit(
+            f"discdiff needs Python 3.11 or newer, not {sys.version.split()[0]}: make PYTHON=python3.12 ..."
+        )
     pins = dict(pinned())
     torch = options.torch or pins["torch"]
     target = options.venv.resolve()
@@ -53,7 +57,12 @@ def pinned() -> Iterator[tuple[str, str]]:
 
 def fingerprint(torch: str) -> str:
     """What the environment was made from: change any of it and it is brought up to date."""
-    parts = [CONSTRAINTS.read_bytes(), (ROOT / "pyproject.toml").read_bytes(), torch.encode(), EXTRAS.encode()]
+    parts = [
+        CONSTRAINTS.read_bytes(),
+        (ROOT / "pyproject.toml").read_bytes(),
+        torch.encode(),
+        EXTRAS.encode(),
+    ]
     return hashlib.sha256(b"\0".join([*parts, os.fsencode(ROOT), sys.version.encode()])).hexdigest()
 
 
@@ -74,7 +83,9 @@ def install(target: Path, torch: str, pins: dict[str, str], pip_args: list[str])
     else:
         create(target)
     constraints = target / "constraints.txt"
-    constraints.write_text("\n".join([*(line for name, line in pins.items() if name != "torch"), torch]) + "\n")
+    constraints.write_text(
+        "\n".join([*(line for name, line in pins.items() if name != "torch"), torch]) + "\n"
+    )
     pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", *pip_args]
     run("build tools", [*pip, *(pins[name] for name in TOOLS)], target)
     run("torch", [*pip, "-c", str(constraints), torch], target)
@@ -88,18 +99,22 @@ def create(target: Path) -> None:
         venv.EnvBuilder(with_pip=True, symlinks=True).create(target)
     except subprocess.CalledProcessError:
         shutil.rmtree(target, ignore_errors=True)
-        sys.exit("python3 -m venv failed: this Python lacks ensurepip (on Debian: apt-get install python3-venv)")
+        sys.exit(
+            "python3 -m venv failed: this Python lacks ensurepip (on Debian: apt-get install python3-venv)"
+        )
 
 
 def refuse_another_python(target: Path) -> None:
     ours = f"version = {sys.version_info.major}.{sys.version_info.minor}."
     config = (target / "pyvenv.cfg").read_text()
     if ours not in config:
-        sys.exit(f"{target} was made by another Python than {sys.version.split()[0]}: remove it, or choose VENV=...")
+        sys.exit(
+            f"{target} does not hold Python {sys.version.split()[0]}: remove it, or choose another VENV="
+        )
 
 
 def run(step: str, command: list[str], target: Path) -> None:
-    """Run pip quietly: one line a step, a live count of packages on a terminal, and its last words if it fails."""
+    """Run pip quietly: one line a step, a live count on a terminal, and its last words if it fails."""
     log = target / "install.log"
     collected, lines = 0, []
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
@@ -112,7 +127,9 @@ def run(step: str, command: list[str], target: Path) -> None:
     if sys.stdout.isatty():
         print("\r\033[K", end="")
     if process.returncode:
-        sys.exit(f"{''.join(lines[-25:])}\nInstalling {step} failed: the lines above are pip's, all of them are in {log}.")
+        sys.exit(
+            f"{''.join(lines[-25:])}\nInstalling {step} failed: pip's last lines are above, all are in {log}"
+        )
     say(f"  {step}: done")
 
 
