@@ -8,17 +8,13 @@ number and knows that it lost.
 """
 
 import json
-import os
-import platform
 import threading
 import time
 import uuid
 from collections.abc import Callable
-from pathlib import Path
-
-import psutil
 
 from pipelines.place import Place
+from pipelines.process import dead, identity
 
 BEAT = 5.0
 PATIENCE = 30.0
@@ -30,7 +26,7 @@ class Lease:
     def __init__(self, place: Place) -> None:
         self.place = place
         self.held = False
-        self._owner = {"id": uuid.uuid4().hex, **_this_process()}
+        self._owner = {"id": uuid.uuid4().hex, **identity()}
         self._number = 0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -103,40 +99,9 @@ class Lease:
         if unchanged and time.monotonic() - since > PATIENCE:
             return True
         try:
-            return _dead(json.loads(content))
+            return dead(json.loads(content))
         except ValueError:
             return False
-
-
-def _this_process() -> dict[str, str | int | float]:
-    return {
-        "host": platform.node(),
-        "machine": _machine(),
-        "pid": os.getpid(),
-        "started": psutil.Process().create_time(),
-    }
-
-
-def _machine() -> str:
-    """Names the machine and its process space: only inside one can a process id be looked up."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return platform.node()
-
-
-def _dead(owner: dict[str, str | int | float]) -> bool:
-    if owner.get("machine") != _machine():
-        return False
-    try:
-        process = psutil.Process(int(owner["pid"]))
-        return (
-            abs(process.create_time() - float(owner["started"])) > 1
-            or process.status() == psutil.STATUS_ZOMBIE
-        )
-    except psutil.NoSuchProcess:
-        return True
 
 
 def _holder(content: str) -> str:
