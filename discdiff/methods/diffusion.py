@@ -15,6 +15,7 @@ Densities are evaluated only at positions that time reversal can still change, a
 each chunk's logits recomputed in the backward pass: no tensor `[B, L, V]` is ever held where V is large.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -96,7 +97,8 @@ class Diffusion(Value, frozen=True):
     def loss(self, net: Network, canvas: Canvas, noise: Noise) -> Float[Tensor, "B"]:
         """What training minimizes, at one time per row. `-> [B]` nats"""
         noise = noise.on(canvas.rows)
-        return self._at(net, canvas, noise.time(), noise, self.objective) + self.ends(net, canvas, noise)
+        t = self.clock.snap(noise.time())
+        return self._noised(net, canvas, t, noise, self.objective) + self.ends(net, canvas, noise)
 
     def bound(self, net: Network, canvas: Canvas, noise: Noise) -> Float[Tensor, "B"]:
         """An unbiased estimate, from one time per row, of an upper bound on -log p. `-> [B]` nats"""
@@ -107,7 +109,7 @@ class Diffusion(Value, frozen=True):
         self, net: Network, canvas: Canvas, t: Float64[Tensor, "B 1"], noise: Noise
     ) -> Float[Tensor, "B"]:
         """The bound's integrand at given times, summed over free positions. `-> [B]` nats per unit time"""
-        return self._at(net, canvas, t, noise.on(canvas.rows), self.density)
+        return self._noised(net, canvas, self.clock.snap(t), noise.on(canvas.rows), self.density)
 
     def sample(self, net: Network, canvas: Canvas, sampler: Sampler, noise: Noise) -> Int64[Tensor, "B L"]:
         """Fill the free positions of a canvas. `-> [B, L]`"""
@@ -122,8 +124,10 @@ class Diffusion(Value, frozen=True):
         x_t = self.process.corrupt(canvas.tokens, t, vocab, noise)
         return torch.where(canvas.free, x_t, canvas.tokens)
 
-    def _at(self, net: Network, canvas: Canvas, t: Tensor, noise: Noise, term: Term) -> Float[Tensor, "B"]:
-        t = self.clock.snap(t)
+    def _noised(
+        self, net: Network, canvas: Canvas, t: Float64[Tensor, "B 1"], noise: Noise, term: Term
+    ) -> Float[Tensor, "B"]:
+        """Noise the canvas up to t and sum a term over the positions that are live then. `-> [B]`"""
         x_t = self.corrupt(canvas, t, net.vocab, noise)
         hidden = net.trunk(x_t, t, canvas.condition)
         live = canvas.free & self.process.live(x_t, net.vocab)
@@ -148,33 +152,29 @@ class Diffusion(Value, frozen=True):
         return values.new_zeros(x0.shape[0]).index_add(0, where[0], values)
 
     def ends(self, net: Network, canvas: Canvas, noise: Noise) -> Float[Tensor, "B"]:
-        """The prior and reconstruction terms of a schedule whose ends are cut off, else zero. `-> [B]`
-        nats
-        """
+        """The prior and reconstruction terms of a schedule with cut-off ends, else zero. `-> [B]` nats"""
         start, stop = self.process.ends
-        zero = torch.zeros(canvas.shape[0], device=canvas.tokens.device)
-        prior = self._prior(canvas, net.vocab) if stop > 0 else zero
-        return prior + (self._reconstruction(net, canvas, noise) if start < 1 else zero)
+        ends = torch.zeros(canvas.shape[0], device=canvas.tokens.device)
+        if stop > 0:
+            ends = ends + self.prior_divergence(net.vocab) * canvas.free.sum(-1)
+        if start < 1:
+            zero = torch.zeros(canvas.shape[0], 1, dtype=torch.float64, device=canvas.tokens.device)
+            ends = ends + self._noised(net, canvas, zero, noise, self.reconstruction)
+        return ends
 
-    def _prior(self, canvas: Canvas, vocab: int) -> Float[Tensor, "B"]:
-        """KL(q_1(. | x_0) || q_1 of a uniform token): the law that sampling starts from."""
-        one = torch.ones(1, dtype=torch.float64, device=canvas.tokens.device)
-        token = torch.zeros(1, dtype=torch.int64, device=canvas.tokens.device)
-        certain = self.process.log_marginal(algebra.log_one_hot(token, vocab), one)
-        spread = self.process.log_marginal(torch.zeros_like(certain[..., :vocab]).log_softmax(-1), one)
-        return divergence(certain, spread) * canvas.free.sum(-1)
+    def prior_divergence(self, vocab: int) -> float:
+        """KL(q_1(. | x_0) || the law sampling starts from, q_1 of a uniform token), in nats per position."""
+        one = torch.ones(1, dtype=torch.float64)
+        token = torch.zeros(1, dtype=torch.int64)
+        certain = self.process.log_marginal(algebra.log_one_hot(token, vocab, torch.float64), one)
+        spread = self.process.log_marginal(torch.full((1, vocab), -math.log(vocab), dtype=torch.float64), one)
+        return divergence(certain, spread).item()
 
-    def _reconstruction(self, net: Network, canvas: Canvas, noise: Noise) -> Float[Tensor, "B"]:
-        """E[-log p(x_0 | x at t = 0)]."""
-
-        def term(raw: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-            return -self.log_denoise(raw, x_t, t).gather(-1, x0[..., None])[..., 0]
-
-        t = torch.zeros(canvas.shape[0], 1, dtype=torch.float64, device=canvas.tokens.device)
-        x_t = self.corrupt(canvas, t, net.vocab, noise)
-        hidden = net.trunk(x_t, t, canvas.condition)
-        live = canvas.free & self.process.live(x_t, net.vocab)
-        return self._sum(net, hidden, live, canvas.tokens, x_t, t, term)
+    def reconstruction(
+        self, raw: Tensor, x0: Int64[Tensor, "*n"], x_t: Int64[Tensor, "*n"], t: Float64[Tensor, "*n"]
+    ) -> Float[Tensor, "*n"]:
+        """-log p(x_0 | x_t) at each position: the bound's last term, at t = 0. `[..., W] -> [...]`"""
+        return -self.log_denoise(raw, x_t, t).gather(-1, x0[..., None])[..., 0]
 
 
 def _recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

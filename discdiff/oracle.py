@@ -1,0 +1,269 @@
+"""Distributions small enough to enumerate, and the network that infinite training would reach.
+
+A `Law` is any distribution on the V^L sequences of length L. From it follow, by enumeration in float64:
+
+    the exact network of a method    what its raw output is where p(x_0^i | x_t without i) is known
+    the exact bound of a method      sum over x_t and an integral over t, nothing drawn
+    the exact law of a sampler       its transition matrices on the K^L noisy sequences, multiplied
+
+so that what theory says of a method can be checked to rounding: with the exact network its bound is -log p,
+and its sampler's law tends to the data. Cost grows as K^L: V = 3 and L = 3 take milliseconds.
+"""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor, nn
+
+from discdiff.networks import KeyValueCache
+from discdiff.noise import Noise, Stream
+from discdiff.parameterizations import Parameterization
+from discdiff.processes import Process
+from discdiff.samplers import Sampler
+from discdiff.types import Condition, Network
+
+_NOWHERE = Condition()
+
+
+class Exact(Protocol):
+    """The part of a discrete diffusion that enumeration uses (`discdiff.methods.Diffusion`)."""
+
+    @property
+    def process(self) -> Process: ...
+    @property
+    def parameterization(self) -> Parameterization: ...
+    def density(self, raw: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor: ...
+    def reconstruction(self, raw: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor: ...
+    def prior_divergence(self, vocab: int) -> float: ...
+    def log_bridge(self, raw: Tensor, x_t: Tensor, s: Tensor, t: Tensor) -> Tensor: ...
+    def rates(self, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor: ...
+    def log_denoise(self, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor: ...
+
+
+def every(states: int, length: int) -> Int64[Tensor, "S L"]:
+    """All sequences over `states` symbols, in lexicographic order. `-> [states^L, L]`"""
+    grid = torch.cartesian_prod(*[torch.arange(states)] * length)
+    return grid.reshape(-1, length)
+
+
+class Law:
+    """A distribution on all sequences of a length; `log_p` holds its log-probabilities in lexicographic
+    order.
+    """
+
+    def __init__(self, log_p: Float64[Tensor, "S"], vocab: int, length: int):
+        self.log_p = log_p.log_softmax(-1)
+        self.vocab = vocab
+        self.length = length
+        self.sequences = every(vocab, length)
+
+    @staticmethod
+    def random(vocab: int, length: int, seed: int = 0, contrast: float = 1.0) -> "Law":
+        """A law with full support and no structure: a softmax of normal logits times `contrast`."""
+        logits = Noise(seed).normal(Stream.DATA, vocab**length)[0].double()
+        return Law(logits * contrast, vocab, length)
+
+    def log_prob(self, tokens: Int64[Tensor, "B L"]) -> Float64[Tensor, "B"]:
+        """log p of sequences, in nats. `[B, L] -> [B]`"""
+        return self.log_p[position(tokens, self.vocab)]
+
+    @property
+    def entropy(self) -> float:
+        """In nats per sequence."""
+        return -(self.log_p.exp() * self.log_p).sum().item()
+
+    def log_clean(
+        self, process: Process, x_t: Int64[Tensor, "B L"], t: Float64[Tensor, "B _"]
+    ) -> Float64[Tensor, "B L V"]:
+        """The leave-one-out law p(x_0^i | x_t without i) at every position. `[B, L] -> [B, L, V]`"""
+        likelihood = process.log_likelihood(x_t, t.expand_as(x_t), self.vocab, torch.float64)
+        each = torch.stack([likelihood[:, j, self.sequences[:, j]] for j in range(self.length)], dim=1)
+        rows = []
+        for i in range(self.length):
+            others = [j for j in range(self.length) if j != i]
+            joint = self.log_p + each[:, others].sum(1)
+            here = [joint[:, self.sequences[:, i] == v].logsumexp(-1) for v in range(self.vocab)]
+            rows.append(torch.stack(here, dim=-1))
+        return torch.stack(rows, dim=1).log_softmax(-1)
+
+    def log_next(self, prefix: Int64[Tensor, "B n"]) -> Float64[Tensor, "B V"]:
+        """log p(x_n | x_0 ... x_(n-1)). `[B, n] -> [B, V]`"""
+        n = prefix.shape[1]
+        match = (self.sequences[None, :, :n] == prefix[:, None]).all(-1)
+        joint = self.log_p.masked_fill(~match, -torch.inf)
+        here = [joint[:, self.sequences[:, n] == v].logsumexp(-1) for v in range(self.vocab)]
+        return torch.stack(here, dim=-1).log_softmax(-1)
+
+    def network(self, method: Exact) -> "OracleNetwork":
+        """The network of a discrete diffusion that has nothing left to learn."""
+
+        def raw(x_t: Tensor, t: Tensor) -> Tensor:
+            log_clean = self.log_clean(method.process, x_t, t)
+            return method.parameterization.express(method.process, log_clean, x_t, t.expand_as(x_t))
+
+        return OracleNetwork(Reverse(raw), self.vocab)
+
+    def causal_network(self) -> "OracleNetwork":
+        """The autoregressive network that has nothing left to learn."""
+        return OracleNetwork(Forward(self), self.vocab)
+
+
+class OracleNetwork(nn.Module):
+    """A network whose trunk already gives the raw output."""
+
+    def __init__(self, trunk: nn.Module, vocab: int):
+        super().__init__()
+        self.vocab = vocab
+        self.trunk = trunk
+        self.head = nn.Identity()
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        return self.trunk(x, t, condition)
+
+
+class Reverse(nn.Module):
+    """The raw output of a diffusion from a function of (x_t, t)."""
+
+    def __init__(self, raw: Callable[[Tensor, Tensor], Tensor]):
+        super().__init__()
+        self.raw = raw
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        return self.raw(x, t)
+
+
+class Forward(nn.Module):
+    """log p(x_i | x_0 ... x_(i-1)) for each position of a sequence shifted by one."""
+
+    def __init__(self, law: Law):
+        super().__init__()
+        self.law = law
+
+    def forward(
+        self, x: Tensor, t: Tensor, condition: Condition, *, cache: KeyValueCache | None = None
+    ) -> Tensor:
+        start = 0
+        if cache is not None:
+            start = cache.length
+            x = cache.extend(0, x[:, None, :, None], x[:, None, :, None])[0][:, 0, :, 0]
+            cache.advance(x.shape[1] - start)
+        given = [self.law.log_next(x[:, 1 : i + 1]) for i in range(start, x.shape[1])]
+        return torch.stack(given, dim=1)
+
+
+def position(tokens: Int64[Tensor, "B L"], states: int) -> Int64[Tensor, "B"]:
+    """Where sequences stand in lexicographic order. `[B, L] -> [B]`"""
+    place = states ** torch.arange(tokens.shape[1] - 1, -1, -1)
+    return (tokens * place).sum(-1)
+
+
+def exact_density(
+    method: Exact,
+    net: Network,
+    x0: Int64[Tensor, "B L"],
+    t: float,
+    term: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None,
+) -> Float64[Tensor, "B"]:
+    """The expectation over x_t of the bound's integrand (or another term) at time t. `[B, L] -> [B]`"""
+    term = term or method.density
+    process = method.process
+    states = every(process.states(net.vocab), x0.shape[1])
+    time = torch.full((len(states), 1), t, dtype=torch.float64)
+    raw = net(states, time, _NOWHERE)
+    live = process.live(states, net.vocab)
+    likelihood = process.log_likelihood(states, time.expand_as(states), net.vocab, torch.float64)
+    sums: list[Tensor] = []
+    for row in x0:
+        target = row.expand_as(states)
+        log_q = likelihood.gather(-1, target[..., None])[..., 0].sum(-1)
+        reached = log_q > -torch.inf
+        where = live & reached[:, None]
+        values = raw.new_zeros(states.shape)
+        values[where] = term(raw[where], target[where], states[where], time.expand_as(states)[where])
+        sums.append((log_q.exp() * values.sum(-1)).sum())
+    return torch.stack(sums)
+
+
+def exact_bound(
+    method: Exact, net: Network, x0: Int64[Tensor, "B L"], nodes: int = 64
+) -> Float64[Tensor, "B"]:
+    """The continuous-time bound with its ends, nothing drawn. `[B, L] -> [B]` nats
+
+    Gauss-Legendre in theta with t = g(g(theta)), g(x) = sin^2(pi x / 2): integrands have roots and logarithms
+    at both ends of time, which the substitution makes smooth.
+    """
+    theta, weight = gauss_legendre(nodes)
+    total = torch.zeros(len(x0), dtype=torch.float64)
+    for angle, mass in zip(theta, weight, strict=True):
+        inner = math.sin(math.pi * angle / 2) ** 2
+        slope = (math.pi / 2) ** 2 * math.sin(math.pi * inner) * math.sin(math.pi * angle)
+        total = total + mass * slope * exact_density(method, net, x0, math.sin(math.pi * inner / 2) ** 2)
+    return total + exact_ends(method, net, x0)
+
+
+def exact_steps(method: Exact, net: Network, x0: Int64[Tensor, "B L"], count: int) -> Float64[Tensor, "B"]:
+    """The bound of a method whose clock has `count` steps, nothing drawn. `[B, L] -> [B]` nats"""
+    steps = [exact_density(method, net, x0, k / count) for k in range(1, count + 1)]
+    return torch.stack(steps).mean(0) + exact_ends(method, net, x0)
+
+
+def exact_ends(method: Exact, net: Network, x0: Int64[Tensor, "B L"]) -> Float64[Tensor, "B"]:
+    """The prior and reconstruction terms. `[B, L] -> [B]` nats"""
+    start, stop = method.process.ends
+    ends = torch.zeros(len(x0), dtype=torch.float64)
+    if stop > 0:
+        ends = ends + method.prior_divergence(net.vocab) * x0.shape[1]
+    return ends if start == 1 else ends + exact_density(method, net, x0, 0.0, method.reconstruction)
+
+
+def gauss_legendre(nodes: int) -> tuple[list[float], list[float]]:
+    """Nodes and weights on [0, 1], from the eigenvectors of the Jacobi matrix (Golub and Welsch 1969)."""
+    k = torch.arange(1, nodes, dtype=torch.float64)
+    off = k / (4 * k**2 - 1).sqrt()
+    value, vector = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
+    return ((value + 1) / 2).tolist(), (vector[0] ** 2).tolist()
+
+
+def exact_law(sampler: Sampler, method: Exact, net: Network, length: int) -> Float64[Tensor, "S"]:
+    """The law of the sequences that a sampler draws, nothing drawn. `-> [K^L]`, lexicographic in noisy states
+
+    Sequences that still hold a mask keep their mass, so that a sampler which leaves noise behind is seen.
+    """
+    process, times = method.process, sampler.times()
+    states = every(process.states(net.vocab), length)
+    uniform = torch.full((1, net.vocab), -math.log(net.vocab), dtype=torch.float64)
+    start = process.log_marginal(uniform, torch.ones(1, dtype=torch.float64))[0]
+    p = start[states].sum(-1).exp()
+    for t, s in pairwise(times):
+        mass, x = p[p > 0], states[p > 0]
+        at, before = (torch.full((len(x), 1), time, dtype=torch.float64) for time in (t, s))
+        raw = net(x, at, _NOWHERE)
+        log_law = sampler.reverse.log_law(method, raw, x, before.expand_as(x), at.expand_as(x))
+        p = mass @ _product(log_law, x, states, process.live(x, net.vocab))
+    return p
+
+
+def _product(log_law: Tensor, x: Tensor, states: Tensor, live: Tensor) -> Tensor:
+    """The transition matrix from `x` to `states` of positions that move independently. `[N, L, K] -> [N,
+    S]`
+    """
+    stay = torch.full_like(log_law, -torch.inf).scatter(-1, x[..., None], 0)
+    law = torch.where(live[..., None], log_law, stay).exp()
+    matrix = torch.ones(len(x), len(states), dtype=law.dtype)
+    for i in range(states.shape[1]):
+        matrix = matrix * law[:, i][:, states[:, i]]
+    return matrix
+
+
+def on_tokens(p: Float64[Tensor, "S"], law: Law, states: int) -> Float64[Tensor, "T"]:
+    """The part of a law on noisy sequences that lies on clean ones, in `law`'s order. `[K^L] -> [V^L]`"""
+    return p[position(law.sequences, states)]
+
+
+def total_variation(p: Float64[Tensor, "S"], q: Float64[Tensor, "S"]) -> float:
+    """Half the sum of absolute differences."""
+    return 0.5 * (p - q).abs().sum().item()
