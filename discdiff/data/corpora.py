@@ -1,0 +1,27 @@
+"""All corpora: each plans the parts that tasks read, from its inputs alone, and reads a part as documents."""
+
+from collections.abc import Iterator
+from typing import Annotated, Protocol
+
+from pydantic import Field
+
+from discdiff.data.files import Files
+from discdiff.data.pythondocs import PythonDocs
+from discdiff.data.spans import SPAN, Piece, Span
+
+__all__ = ["AnyCorpus", "Corpus", "Files", "Piece", "PythonDocs", "Span"]
+
+
+class Corpus(Protocol):
+    """Documents in a fixed order, in parts that can be read apart."""
+
+    def plan(self, size: int = SPAN) -> list[Span]:
+        """Parts of about `size` bytes, in order: the same wherever and however often it is asked."""
+        ...
+
+    def documents(self, span: Span) -> Iterator[str]:
+        """The documents of a part, in order."""
+        ...
+
+
+AnyCorpus = Annotated[PythonDocs | Files, Field(discriminator="kind")]
