@@ -7,33 +7,11 @@ file an artifact is written as the URI of its folder.
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, model_validator
+from pydantic import model_validator
 
 from discdiff.types import DiscdiffError, Value
 from pipelines.place import Place
-
-RECORD = "artifact.json"
-
-
-class Record(BaseModel, frozen=True, ser_json_inf_nan="strings"):
-    """`artifact.json`, whose presence makes an artifact: what ran, from which spec, and what came out."""
-
-    format: int = 1
-    stage: str
-    version: int
-    key: str
-    label: str
-    spec: dict[str, Any]
-    """The specification as it counts in the key: upstream artifacts stand in it as their keys."""
-    artifact: dict[str, Any]
-    created: str
-    seconds: float
-    versions: dict[str, str]
-
-    @classmethod
-    def read(cls, place: Place) -> "Record | None":
-        data = place.read(RECORD)
-        return None if data is None else cls.model_validate_json(data)
+from pipelines.record import RECORD, Record
 
 
 class Artifact(Value, frozen=True, ser_json_inf_nan="strings"):
@@ -41,6 +19,8 @@ class Artifact(Value, frozen=True, ser_json_inf_nan="strings"):
 
     key: str
     uri: str
+    label: str = ""
+    """What the specification was called; for people, like `uri` no part of what the artifact is."""
 
     @model_validator(mode="before")
     @classmethod
@@ -67,15 +47,15 @@ class Artifact(Value, frozen=True, ser_json_inf_nan="strings"):
             raise DiscdiffError(
                 f"{place.uri} holds {record.artifact.get('kind')}, but {kind} is needed here."
             )
-        return {**record.artifact, "key": record.key, "uri": place.uri}
+        return {**record.artifact, "key": record.key, "uri": place.uri, "label": record.label}
 
     def identity(self) -> str:
         """How the artifact counts in the key of what is made from it."""
         return self.key
 
     def content(self) -> dict[str, Any]:
-        """The fields that the record keeps: all but the identity and the location."""
-        return self.model_dump(mode="json", exclude={"key", "uri"})
+        """The fields that the record keeps: all but identity, location and label."""
+        return self.model_dump(mode="json", exclude={"key", "uri", "label"})
 
     def file(self, name: str) -> str:
         """The URI of one of the artifact's files."""
@@ -104,6 +84,8 @@ class Checkpoint(Artifact, frozen=True):
     kind: Literal["checkpoint"] = "checkpoint"
     method: str
     step: int
+    length: int
+    """Positions of the rows it was trained on."""
     parameters: int
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import fsspec
 
+from discdiff.data.folder import Folder
 from discdiff.types import DiscdiffError
 
 
@@ -64,14 +65,8 @@ class Place:
             return None
 
     def write(self, name: str, data: bytes) -> None:
-        """Make or replace a file."""
-        if self.local is None:
-            fs, path = self.filesystem()
-            fs.pipe_file(f"{path}/{name}", data)
-            return
-        part = _part(self.local, data)
-        os.replace(part, self.local / name)
-        _sync(self.local)
+        """Make or replace a file. Raises DiscdiffError where that is not allowed."""
+        Folder(*self.filesystem()).put(name, data)
 
     def create(self, name: str, data: bytes) -> bool:
         """Make a file and return True, or return False where it already exists."""

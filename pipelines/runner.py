@@ -5,31 +5,27 @@ nobody writes there. A lease keeps two runners from working on one key at a time
 (one slept through its lease), the first to commit wins and the other returns what was committed.
 """
 
-import contextlib
 import getpass
-import json
-import platform
 import shutil
 import tempfile
 import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from discdiff.types import DiscdiffError, Value
-from pipelines.artifacts import RECORD, Artifact, Record
+from pipelines.artifacts import Artifact
 from pipelines.failure import StageError, cause
-from pipelines.key import Json, changes, fields, flatten
+from pipelines.key import fields, flatten
 from pipelines.lease import Lease
 from pipelines.place import Place
 from pipelines.placement import Cluster, Placement
+from pipelines.record import RECORD, Record, now, versions
 from pipelines.remote import Post
 from pipelines.screen import Screen
-from pipelines.stage import A, S, Stage
+from pipelines.stage import A, S, Stage, label
 from pipelines.tracking import Tracking, Untracked
 from pipelines.work import Work
 
@@ -83,7 +79,7 @@ class Runner:
         record = Record.read(place)
         if record is None:
             return self._make(stage, spec, place)
-        self.screen.say("cached", stage.label(spec), record.key, style="cyan")
+        self.screen.say("cached", stage.title(spec), record.key, style="cyan")
         return _opened(stage, place)
 
     def all(self, stage: Stage[S, A], specs: Sequence[S]) -> list[A]:
@@ -96,10 +92,10 @@ class Runner:
         return [future.result() for future in futures]
 
     def _make(self, stage: Stage[S, A], spec: S, place: Place) -> A:
-        label = stage.label(spec)
+        title = stage.title(spec)
         lease = Lease(self.root / LEASES / stage.key(spec))
         if lease.acquire(
-            lambda holder: self.screen.say("waiting", label, f"for {holder}", style="yellow"),
+            lambda holder: self.screen.say("waiting", title, f"for {holder}", style="yellow"),
             lambda: Record.read(place) is not None,
         ):
             try:
@@ -127,49 +123,34 @@ class Runner:
                 self._clear(place, directory)
             if isinstance(reason, DiscdiffError):
                 raise reason from (None if reason is error else error)
-            raise StageError(stage.label(spec), reason) from error
+            raise StageError(stage.title(spec), reason) from error
 
     def _run(self, stage: Stage[S, A], spec: S, place: Place, directory: Path) -> A:
-        label, start = stage.label(spec), time.monotonic()
-        parameters = flatten(fields(spec))
-        self.screen.say("running", label, place.uri.rsplit("/", 1)[-1])
-        with self._tracking.run(label, parameters) as tracker, self.screen.bar(label) as bar:
-            work = Work(stage.key(spec), place.uri, directory, label, self._cluster, tracker, bar, self._post)
-            tracker.tag({"stage": stage.name, "key": work.key, "uri": place.uri, **_inputs(spec)})
+        title, start = stage.title(spec), time.monotonic()
+        key, parameters = stage.key(spec), flatten(fields(spec))
+        self.screen.say("running", title, key)
+        with self._tracking.run(title, parameters) as tracker, self.screen.bar(title) as bar:
+            work = Work(key, place.uri, directory, title, self._cluster, tracker, bar, self._post)
+            tracker.tag({"stage": stage.name, "key": key, "uri": place.uri, **_inputs(spec)})
             try:
-                artifact = stage(spec, work)
+                made = stage(spec, work)
             finally:
-                self._post.finish(work.key)
+                self._post.finish(key)
             seconds = time.monotonic() - start
-            artifact = self._commit(stage, spec, artifact, work, place, seconds)
-            tracker.tag({f"output.{name}": str(value) for name, value in flatten(artifact.content()).items()})
-        self.screen.say("done", label, f"{seconds:.0f} s")
-        return artifact
+            self._commit(place, directory, made, _record(stage, spec, made, seconds))
+            tracker.tag({f"output.{name}": str(value) for name, value in flatten(made.content()).items()})
+        self.screen.say("done", title, f"{seconds:.0f} s")
+        return _opened(stage, place)
 
-    def _commit(
-        self, stage: Stage[S, A], spec: S, artifact: A, work: Work, place: Place, seconds: float
-    ) -> A:
-        if (artifact.key, artifact.uri) != (work.key, work.uri):
-            raise TypeError(f"stage {stage.name} returned an artifact that is not of its own key and place.")
+    def _commit(self, place: Place, directory: Path, made: Artifact, record: Record) -> None:
+        if (made.key, made.uri) != (record.key, place.uri):
+            raise TypeError(f"{record.stage} returned an artifact of another key or place than its own.")
         if place.local is None:
-            place.upload(work.directory)
+            place.upload(directory)
         place.settle()
-        record = Record(
-            stage=stage.name,
-            version=stage.version,
-            key=work.key,
-            label=work.label,
-            spec=fields(spec),
-            artifact=artifact.content(),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            seconds=round(seconds, 3),
-            versions=_versions(),
-        )
-        if not place.create(RECORD, record.model_dump_json(indent=2).encode()):
-            artifact = _opened(stage, place)
+        place.create(RECORD, record.model_dump_json(indent=2).encode())
         if place.local is None:
-            shutil.rmtree(work.directory, ignore_errors=True)
-        return artifact
+            shutil.rmtree(directory, ignore_errors=True)
 
     def _clear(self, place: Place, directory: Path) -> None:
         if place.local is None:
@@ -180,32 +161,6 @@ class Runner:
         """A local folder that an interrupted attempt at the same place finds again."""
         name = f"{sha256(self.root.uri.encode()).hexdigest()[:8]}-{place.uri.rsplit('/', 1)[-1]}"
         return Path(tempfile.gettempdir()) / f"discdiff-{getpass.getuser()}" / name
-
-
-class Plan(Runner):
-    """A dry run: tells of each stage whether it is cached and, if not, which field made it new."""
-
-    def _make(self, stage: Stage[S, A], spec: S, place: Place) -> A:
-        key = stage.key(spec)
-        self.screen.say("to run", stage.label(spec), f"{key}  {self._reason(stage, spec)}", style="yellow")
-        return stage.artifact.model_construct(key=key, uri=place.uri)
-
-    def _reason(self, stage: Stage[S, A], spec: S) -> str:
-        now = fields(spec)
-        records = [record for record in self._records(stage) if record.version == stage.version]
-        if not records:
-            ran = any(self._records(stage))
-            return f"the stage is at version {stage.version} now" if ran else "the first of its stage"
-        nearest = min(reversed(records), key=lambda record: len(changes(record.spec, now)))
-        differing = changes(nearest.spec, now)
-        shown = [f"{name}: {_shown(old)} -> {_shown(new)}" for name, (old, new) in differing.items()]
-        more = f" and {len(shown) - 6} more" if len(shown) > 6 else ""
-        return f"{', '.join(shown[:6])}{more} (since {nearest.key})"
-
-    def _records(self, stage: Stage[S, A]) -> list[Record]:
-        names = [name for name in self.root.names() if name.rpartition("-")[0] == stage.name]
-        records = [record for name in names if (record := Record.read(self.root / name)) is not None]
-        return sorted(records, key=lambda record: record.created)
 
 
 def _opened(stage: Stage[S, A], place: Place) -> A:
@@ -224,14 +179,15 @@ def _inputs(spec: Value) -> dict[str, str]:
     return tags
 
 
-def _shown(value: Json) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("discdiff", "torch", "ray", "pyarrow"):
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+def _record(stage: Stage[S, A], spec: S, made: Artifact, seconds: float) -> Record:
+    return Record(
+        stage=stage.name,
+        version=stage.version,
+        key=stage.key(spec),
+        label=label(spec),
+        spec=fields(spec),
+        artifact=made.content(),
+        created=now(),
+        seconds=round(seconds, 3),
+        versions=versions(),
+    )

@@ -47,12 +47,17 @@ class Stage(Generic[S, A]):
         """The stage's name and a hash of name, version and specification."""
         return key(self.name, self.version, spec)
 
-    def label(self, spec: S) -> str:
-        """The stage in words, with what the specification's `label` adds, if it has one."""
-        return f"{self.name} {getattr(spec, 'label', '')}".strip()
+    def title(self, spec: S) -> str:
+        """The stage in words, with what the specification's `label` adds."""
+        return f"{self.name} {label(spec)}".strip()
 
     def __call__(self, spec: S, work: Work) -> A:
         return self.body(spec, work)
+
+
+def label(spec: Value) -> str:
+    """What a specification is called: its `label`, if it has one."""
+    return str(getattr(spec, "label", ""))
 
 
 def stage(*, version: int, resumable: bool = False) -> Callable[[Callable[[S, Work], A]], Stage[S, A]]:

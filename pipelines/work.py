@@ -28,7 +28,7 @@ class Work:
     key: str
     uri: str
     directory: Path
-    label: str
+    title: str
     cluster: Cluster
     tracker: Tracker
     bar: Bar
