@@ -99,7 +99,7 @@ class _Run:
         # Dropout alone draws from torch's generator: its state is made of the step, so none has to be saved.
         torch.manual_seed((self.recipe.seed << 40 ^ step << 12 ^ self.world.rank) % 2**63)
         tokens = canvas.free.sum()
-        everywhere = self.world.sum(tokens.clone()).clamp(min=1)
+        everywhere = self.world.sum(tokens.double()).clamp(min=1)
         count = canvas.shape[0]
         nats = torch.zeros((), dtype=torch.float64, device=self.world.device)
         noise = Noise(self.recipe.seed)

@@ -1,7 +1,7 @@
 """The loss as a module's forward, which is what data parallelism and sharding wrap."""
 
 from collections.abc import Iterator
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from discdiff.noise import Noise
 from discdiff.types import Canvas, Network
 
 
+@runtime_checkable
 class Rows(Protocol):
     """An endless, randomly accessible stream of rows, as a `Loader` is."""
 

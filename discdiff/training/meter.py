@@ -63,7 +63,7 @@ class Meter:
                 "lower the learning rate, lengthen the warmup or clip harder, and start again"
             )
         return {
-            "loss": nats / tokens,
+            "loss": nats / max(tokens, 1.0),
             "tokens_per_second": tokens / seconds,
             "gradient_norm": norm,
             "learning_rate": learning_rate,

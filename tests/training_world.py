@@ -1,0 +1,67 @@
+"""What each of several processes runs in tests of parallelism: `python training_world.py RANK SIZE FOLDER`."""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from training_problem import RECIPE, SUBJECT, Table, network, weights
+
+from discdiff.training import Checkpoints, DataParallel, FullyShard, fit
+
+MICRO = RECIPE.model_copy(update={"microbatch": 2})
+
+
+class Stop(Exception):  # noqa: N818
+    pass
+
+
+def run(parallel, folder: Path | None = None, stop: int | None = None):
+    """Train; the logs, the weights after every step, and the averaged weights at the end."""
+    net, logs, path = network(), [], []
+
+    def log(step, metrics):
+        logs.append((step, metrics))
+        if "loss" in metrics:
+            path.append(weights(net))
+        if step == stop:
+            raise Stop
+
+    checkpoints = None if folder is None else Checkpoints(str(folder), SUBJECT, MICRO)
+    fit(
+        SUBJECT.method,
+        net,
+        Table(),
+        MICRO,
+        validation=Table(seed=2),
+        parallel=parallel,
+        checkpoints=checkpoints,
+        log=log,
+    )
+    return {"logs": logs, "path": path, "average": weights(net)}
+
+
+def interrupted(parallel, folder: Path):
+    try:
+        run(parallel, folder, stop=7)
+    except Stop:
+        dist.barrier()
+        return run(parallel, folder)
+    raise AssertionError("the run was not interrupted")
+
+
+def main(rank: int, size: int, folder: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
+    found = {
+        "replicas": run(DataParallel()),
+        "shards": run(FullyShard()),
+        "replicas resumed": interrupted(DataParallel(), folder / "replicas"),
+        "shards resumed": interrupted(FullyShard(), folder / "shards"),
+    }
+    if rank == 0:
+        torch.save(found, folder / "found.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
