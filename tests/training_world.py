@@ -1,4 +1,4 @@
-"""What each of several processes runs in tests of parallelism: `python training_world.py RANK SIZE FOLDER`."""
+"""What each process runs in the tests of parallelism: `python training_world.py RANK SIZE FOLDER`."""
 
 import sys
 from pathlib import Path
