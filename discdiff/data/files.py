@@ -18,10 +18,11 @@ SUFFIXES = (*(kind + codec for kind in (*TEXT, *LINES) for codec in ("", *CODECS
 class Files(Value, frozen=True):
     """Documents in files, in the order of their names.
 
-    `url` is a path, a glob, a folder (all files of known suffix under it) or an fsspec URL (`s3://`, `gs://`,
-    `https://`, `hf://`), or several. `field` names the text in JSON lines and tables. `separator` stands between the
-    documents of a text file, "\\n" for one a line; without it each text file is one document. `suffix` reads every
-    file as if its name ended so. What counts in a stage's key is the URL, not what lies there.
+    `url` is a path, a glob, a folder (all files of known suffix under it) or an fsspec URL (`s3://`,
+    `gs://`, `https://`, `hf://`), or several. `field` names the text in JSON lines and tables. `separator`
+    stands between the documents of a text file, "\\n" for one a line; without it each text file is one
+    document. `suffix` reads every file as if its name ended so. What counts in a stage's key is the URL,
+    not what lies there.
     """
 
     kind: Literal["files"] = "files"
@@ -31,7 +32,10 @@ class Files(Value, frozen=True):
     suffix: str | None = None
 
     def plan(self, size: int = SPAN) -> list[Span]:
-        """The parts that tasks read. Raises DiscdiffError if there are no files or one can't be read as text."""
+        """The parts that tasks read.
+
+        Raises DiscdiffError if there are no files, or for a suffix that is not known.
+        """
         return grouped(self.pieces(size), size=size)
 
     def pieces(self, size: int = SPAN) -> list[Piece]:
@@ -69,7 +73,7 @@ def suffix_of(path: str) -> str:
     found = [suffix for suffix in SUFFIXES if name.endswith(suffix)]
     if not found:
         raise DiscdiffError(
-            f"{path} has no known suffix; {', '.join((*TEXT, *LINES, *TABLES))} are read, text and JSON lines also "
-            f"with {', '.join(CODECS)}; rename it or say how to read it, suffix='.txt'"
+            f"{path} has no known suffix; {', '.join((*TEXT, *LINES, *TABLES))} are read, text and JSON "
+            f"lines also with {', '.join(CODECS)}; rename it or say how to read it, suffix='.txt'"
         )
     return max(found, key=len)

@@ -86,7 +86,7 @@ def opened(url: str) -> Generator[Any]:
 
 
 def blocks(url: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-    """The bytes of a file from `start`, in blocks, small ones after `stop`; the reader ends when it has enough."""
+    """The bytes of a file from `start`, in blocks, small ones after `stop`, as far as the reader goes."""
     with opened(url) as file:
         if start:
             file.seek(start)

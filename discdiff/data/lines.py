@@ -1,8 +1,8 @@
 """Documents out of text and JSON lines, in pieces that several tasks can share.
 
 A record that begins in a piece belongs to it, so uncompressed files are cut anywhere and read from the first
-record that begins there. A text file without a separator is one document; if it is longer than a piece, it is cut
-at line borders into several.
+record that begins there. A text file without a separator is one document; if it is longer than a piece, it is
+cut at line borders into several.
 """
 
 import json
@@ -33,12 +33,12 @@ def texts(piece: Piece, separator: str | None) -> Iterator[str]:
 
 
 def _overlaps(separator: str) -> bool:
-    """Whether two separators can share characters, so that where records begin depends on what went before."""
+    """Whether separators can share characters, so that where records begin depends on what went before."""
     return any(separator.startswith(separator[i:]) for i in range(1, len(separator)))
 
 
 def _records(piece: Piece, separator: bytes) -> Iterator[tuple[int, bytes]]:
-    """The records that begin in a piece, each with its place in the (decompressed) file."""
+    """The records that begin in a piece, and where each does in the (decompressed) file."""
     codec = codec_of(piece.suffix)
     begin = max(0, piece.start - len(separator))
     data = decompressed(piece.path, codec) if codec else blocks(piece.path, begin, piece.stop)

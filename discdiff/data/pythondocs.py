@@ -15,7 +15,7 @@ _PATH = "pydoc_data.topics"
 class PythonDocs(Value, frozen=True):
     """The topics of Python's `help()`, some 80 documents and half a megabyte, by name.
 
-    `python` is the version whose topics they are: it counts in a stage's key, since they differ between versions.
+    `python` is the version that they come with: it counts in a stage's key, since versions differ.
     """
 
     kind: Literal["python-docs"] = "python-docs"
@@ -25,8 +25,8 @@ class PythonDocs(Value, frozen=True):
         """One part. Raises DiscdiffError if this Python is another than the one asked for."""
         if self.python != platform.python_version():
             raise DiscdiffError(
-                f"the topics of Python {self.python} were asked for, but this is Python {platform.python_version()}; "
-                "run that one, or leave python out"
+                f"the topics of Python {self.python} were asked for, but this is Python "
+                f"{platform.python_version()}; run that one, or leave python out"
             )
         total = sum(len(text.encode()) for text in _topics().values())
         return [Span((Piece(_PATH, "", size=total, version=self.python),))]

@@ -1,7 +1,8 @@
 """Parts of a corpus: what one task reads, planned from the inputs alone, never from the number of workers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 SPAN = 32 * 2**20
 """Bytes of input that one task reads, nearly."""
@@ -36,7 +37,7 @@ class Piece:
 class Span:
     """What one task reads, in order, and the split that it belongs to (None: split by document)."""
 
-    pieces: tuple[Piece, ...]
+    pieces: Sequence[Piece]
     split: str | None = None
 
     def __str__(self) -> str:
@@ -60,4 +61,4 @@ def cut(size: int, target: int) -> list[tuple[int, int]]:
     """Ranges of nearly equal length, at most `target`, that cover `size`."""
     count = max(1, -(-size // target))
     borders = [size * i // count for i in range(count + 1)]
-    return list(zip(borders[:-1], borders[1:], strict=True))
+    return list(pairwise(borders))

@@ -1,4 +1,4 @@
-"""Documents out of Parquet and Arrow, in pieces of row groups or record batches that several tasks can share."""
+"""Documents out of Parquet and Arrow, in pieces of row groups or record batches."""
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ class _Groups:
 
     def __init__(self, reader: Any):
         self.schema: pa.Schema = reader.schema_arrow if isinstance(reader, pq.ParquetFile) else reader.schema
-        self._reader = reader
+        self._reader: Any = reader
 
     def sizes(self, size: int) -> list[int]:
         """Bytes of each group, as far as they are known; a stream is one."""
@@ -92,17 +92,15 @@ def _strings(column: pa.Array, path: str, row: int) -> list[str | None]:
             try:
                 column[index].as_py()
             except UnicodeDecodeError as first:
-                raise DiscdiffError(
-                    f"{path} is not UTF-8: row {row + index} of the piece, byte {first.start} of its text; convert it"
-                ) from error
+                where = f"row {row + index} of the piece, byte {first.start} of its text"
+                raise DiscdiffError(f"{path} is not UTF-8: {where}; convert it") from error
         raise
 
 
 def _check_field(schema: pa.Schema, field: str, path: str) -> None:
     if field not in schema.names:
-        raise DiscdiffError(
-            f"{path} has no field {field!r}; its fields are {', '.join(schema.names)}: name the text's, field='...'"
-        )
+        names = ", ".join(schema.names)
+        raise DiscdiffError(f"{path} has no field {field!r}; its fields are {names}: name the text's")
     kind = schema.field(field).type
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)):

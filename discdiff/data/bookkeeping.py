@@ -1,0 +1,66 @@
+"""What a store under construction remembers, and how its work is handed out.
+
+Notes lie in `_build/` beside the shards and are gone when the store is finished. A writer that was killed
+finds them again: what is noted is not done a second time.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from discdiff.data.folder import Folder
+from discdiff.data.manifest import Manifest
+from discdiff.data.splits import SPLITS
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_NOTES = "_build"
+
+
+class Each(Protocol):
+    """Applies a function to each item, anywhere and in any order; yields index and result."""
+
+    def __call__(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R]]: ...
+
+
+def here(function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R]]:
+    """One after the other, in this process."""
+    return ((index, function(item)) for index, item in enumerate(items))
+
+
+@dataclass(frozen=True)
+class Notes:
+    """Small files that outlive a killed writer."""
+
+    folder: Folder
+
+    def put(self, name: str, data: bytes) -> None:
+        self.folder.put(f"{_NOTES}/{name}", data)
+
+    def get(self, name: str) -> bytes | None:
+        with contextlib.suppress(FileNotFoundError):
+            return self.folder.read(f"{_NOTES}/{name}")
+        return None
+
+
+def tidy(folder: Folder, manifest: Manifest | None) -> None:
+    """Remove notes and shards that are not the store's; without a manifest, all that was written."""
+    splits = manifest.splits.values() if manifest else ()
+    wanted = {folder.path(shard.path) for split in splits for shard in split.shards}
+    folder.sweep()
+    for name in (_NOTES, *SPLITS):
+        _remove(folder, name, wanted)
+
+
+def _remove(folder: Folder, name: str, wanted: set[str]) -> None:
+    fs, path = folder.fs, folder.path(name)
+    fs.invalidate_cache(path)
+    with contextlib.suppress(FileNotFoundError):
+        found = [str(file) for file in fs.find(path)]
+        for file in found:
+            if file not in wanted:
+                fs.rm_file(file)
+        if folder.is_local and not wanted.intersection(found):
+            fs.rmdir(path)

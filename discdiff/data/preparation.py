@@ -1,0 +1,130 @@
+"""From the documents of a part to shards: clean, filter, split, encode, write."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from pydantic import Field
+
+from discdiff.data.dedup import ledger_of, note
+from discdiff.data.encoding import Encoded, Tokenizer
+from discdiff.data.folder import Folder
+from discdiff.data.pretrained import Audit, PretrainedTokenizer
+from discdiff.data.shard import Shard, ShardBuilder
+from discdiff.data.spans import Span
+from discdiff.data.specification import Tokenize
+from discdiff.data.tokenizers import from_json
+from discdiff.types import DiscdiffError, Value
+
+_BATCH = 4 * 2**20
+"""Characters that are encoded at once."""
+
+
+class Part(Value, frozen=True):
+    """The record of a part: its shards by split, what was left out, and how the encoding was checked."""
+
+    shards: dict[str, tuple[Shard, ...]]
+    read: int = 0
+    """Documents that were read."""
+    empty: int = 0
+    short: int = 0
+    long: int = 0
+    audit: Audit = Field(default_factory=Audit)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Encodes any part of a corpus into a folder; can be sent to another process."""
+
+    spec: Tokenize
+    tokenizer_json: str
+    uri: str
+
+    def __call__(self, span: Span) -> Part:
+        """Write the shards of a part. The same part gives the same shards, wherever and whenever."""
+        return _Writer(self.spec, opened(self.tokenizer_json), Folder.at(self.uri), span).run()
+
+
+@lru_cache(maxsize=2)
+def opened(tokenizer_json: str) -> Tokenizer:
+    """The tokenizer, opened once in a process."""
+    return from_json(tokenizer_json)
+
+
+class _Writer:
+    """The work on one part."""
+
+    def __init__(self, spec: Tokenize, tokenizer: Tokenizer, folder: Folder, span: Span):
+        self._spec, self._tokenizer, self._folder, self._span = spec, tokenizer, folder, span
+        self._builders: dict[str, ShardBuilder] = {}
+        self._ledgers: dict[str, list[np.ndarray]] = {}
+        self._shards: dict[str, list[Shard]] = {}
+        self._audit = Audit()
+        self._left_out = {"read": 0, "empty": 0, "short": 0, "long": 0}
+
+    def run(self) -> Part:
+        for batch in self._batches():
+            for split, texts in batch.items():
+                self._add(split, texts)
+        for split in list(self._builders):
+            self._write(split)
+        shards = {split: tuple(self._shards[split]) for split in sorted(self._shards)}
+        return Part(shards=shards, audit=self._audit, **self._left_out)
+
+    def _batches(self) -> Iterator[dict[str, list[str]]]:
+        """Documents by split, a few MiB at a time."""
+        batch: dict[str, list[str]] = {}
+        size = 0
+        for text in self._kept():
+            split = self._span.split or self._spec.splits.of(text.encode())
+            batch.setdefault(split, []).append(text)
+            size += len(text)
+            if size >= _BATCH:
+                yield batch
+                batch, size = {}, 0
+        if batch:
+            yield batch
+
+    def _kept(self) -> Iterator[str]:
+        """The documents that pass the filters, cleaned."""
+        spec, counts = self._spec, self._left_out
+        for text in spec.clean(self._span):
+            counts["read"] += 1
+            if not text:
+                counts["empty"] += 1
+            elif len(text) < spec.shortest:
+                counts["short"] += 1
+            elif spec.longest is not None and len(text) > spec.longest:
+                counts["long"] += 1
+            else:
+                yield text
+
+    def _add(self, split: str, texts: list[str]) -> None:
+        encoded = self._encode(texts)
+        raw = [text.encode() for text in texts]
+        builder = self._builders.setdefault(
+            split, ShardBuilder(self._tokenizer.size, self._tokenizer.separator)
+        )
+        characters, size = sum(map(len, texts)), sum(map(len, raw))
+        builder.add(encoded.ids, encoded.offsets, characters=characters, bytes=size)
+        if self._spec.duplicates == "drop":
+            self._ledgers.setdefault(split, []).append(ledger_of(texts, raw))
+        if builder.size >= self._spec.shard:
+            self._write(split)
+
+    def _encode(self, texts: list[str]) -> Encoded:
+        try:
+            if isinstance(self._tokenizer, PretrainedTokenizer):
+                encoded, audit = self._tokenizer.encode_audited(texts)
+                self._audit += audit
+                return encoded
+            return self._tokenizer.encode_batch(texts)
+        except DiscdiffError as error:
+            raise DiscdiffError(f"{self._span}: {error}") from error
+
+    def _write(self, split: str) -> None:
+        shard = self._builders.pop(split).write(self._folder, split, str(self._span))
+        self._shards.setdefault(split, []).append(shard)
+        if split in self._ledgers:
+            note(self._folder, shard, np.concatenate(self._ledgers.pop(split)))
