@@ -21,6 +21,7 @@ ln 2.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -157,23 +158,32 @@ def merge(parts: Sequence[Ledger]) -> Ledger:
 
 
 class Likelihood(Value, frozen=True):
-    """How a bound is estimated. A sequence costs `strata * draws` network evaluations; an exact likelihood
-    costs one.
-    """
+    """Stratified times: a sequence costs `strata * draws` network evaluations, an exact likelihood one."""
 
+    kind: Literal["stratified"] = "stratified"
     strata: int = Field(default=8, ge=1)
     draws: int = Field(default=2, ge=1)
     seed: int = 0
+
+    def evaluations(self, method: object) -> int:
+        """Network evaluations a sequence."""
+        return 1 if is_exact(method) else self.strata * self.draws
+
+    def describe(self, method: object) -> tuple[str, str]:
+        """The estimator and its times, for a protocol."""
+        if is_exact(method):
+            return "exact log-likelihood", "none"
+        return "upper bound, " + _clock(method), f"{self.strata} strata, {self.draws} draws in each"
 
     def measure(self, method: object, network: nn.Module, canvases: Iterable[Canvas]) -> Ledger:
         """Every sequence's estimates, batch by batch.
 
         Raises `DiscdiffError` if the method has no bound, or where a bound is not a number.
         """
-        bound = _bound_of(method)
+        bound = bound_of(method)
         strata, draws = (1, 1) if is_exact(method) else (self.strata, self.draws)
         network.eval()
-        return merge([self._batch(bound, network, canvas, strata, draws) for canvas in canvases])
+        return merge([self._batch(bound, network, each, strata, draws) for each in canvases])
 
     def _batch(self, bound: Bound, network: nn.Module, canvas: Canvas, strata: int, draws: int) -> Ledger:
         noise = Noise(self.seed).on(canvas.rows)
@@ -183,10 +193,59 @@ class Likelihood(Value, frozen=True):
                 for h in range(strata)
                 for q in range(draws)
             ]
-        nats = torch.stack(columns, 1).double().cpu().numpy().reshape(-1, strata, draws)
-        rows = canvas.rows.cpu().numpy()
-        _refuse_nan(rows, nats)
-        return Ledger(rows, nats, canvas.free.sum(1).cpu().numpy())
+        return ledger(canvas, torch.stack(columns, 1).reshape(-1, strata, draws))
+
+
+class EveryStep(Value, frozen=True):
+    """The whole sum of a T-step bound: every step of every sequence is evaluated, only the corruption is
+    drawn.
+    """
+
+    kind: Literal["every_step"] = "every_step"
+    draws: int = Field(default=1, ge=1)
+    seed: int = 0
+
+    def evaluations(self, method: object) -> int:
+        """Network evaluations a sequence."""
+        return self._stratified(method).evaluations(method)
+
+    def describe(self, method: object) -> tuple[str, str]:
+        """The estimator and its times, for a protocol."""
+        steps = self._stratified(method).strata
+        return "upper bound, " + _clock(method), f"all {steps} steps, {self.draws} draws of each"
+
+    def measure(self, method: object, network: nn.Module, canvases: Iterable[Canvas]) -> Ledger:
+        """Every sequence's estimates, batch by batch; the strata of the ledger are the steps.
+
+        Raises `DiscdiffError` if the method's time is not cut into steps.
+        """
+        return self._stratified(method).measure(method, network, canvases)
+
+    def _stratified(self, method: object) -> Likelihood:
+        # A step is a stratum of time: the clock takes every time in it to the step's end.
+        steps = getattr(getattr(method, "clock", None), "count", None)
+        if steps is None:
+            raise DiscdiffError(
+                f"{getattr(method, 'kind', method)} has no steps to sum over: its time is continuous; use "
+                "the "
+                "stratified estimator, or give the method a clock of steps"
+            )
+        return Likelihood(strata=steps, draws=self.draws, seed=self.seed)
+
+
+AnyEstimator = Annotated[Likelihood | EveryStep, Field(discriminator="kind")]
+
+
+def ledger(canvas: Canvas, nats: Tensor) -> Ledger:
+    """The ledger of a batch. `[B, H, Q] -> Ledger`. Raises `DiscdiffError` where a bound is not a number."""
+    values, rows = nats.double().cpu().numpy(), canvas.rows.cpu().numpy()
+    _refuse_nan(rows, values)
+    return Ledger(rows, values, canvas.free.sum(1).cpu().numpy())
+
+
+def _clock(method: object) -> str:
+    steps = getattr(getattr(method, "clock", None), "count", None)
+    return "continuous time" if steps is None else f"{steps} steps"
 
 
 def is_exact(method: object) -> bool:
@@ -196,7 +255,7 @@ def is_exact(method: object) -> bool:
     return bool(getattr(method, "exact", hasattr(method, "bound") and not hasattr(method, "density_at")))
 
 
-def _bound_of(method: object) -> Bound:
+def bound_of(method: object) -> Bound:
     bound = getattr(method, "bound", None)
     if bound is None:
         why = getattr(method, "unscored", f"{type(method).__name__} has no likelihood bound")

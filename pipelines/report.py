@@ -1,0 +1,117 @@
+"""Report: what several evaluations found, as one HTML page and as the same data."""
+
+import io
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from discdiff.evaluation.likelihood import Ledger, compare
+from discdiff.evaluation.page import Comparison, Fact, Page
+from discdiff.evaluation.report import render
+from discdiff.types import DiscdiffError, Value
+from pipelines.artifacts import Report, Scores
+from pipelines.evaluate import LEDGER, SCORES, Evaluation
+from pipelines.place import Place
+from pipelines.record import now
+from pipelines.stage import stage
+from pipelines.work import Work
+
+
+class ReportSpec(Value, frozen=True):
+    """The evaluations that a page compares."""
+
+    scores: tuple[Scores, ...]
+    title: str = "Discrete diffusion, compared"
+    summary: str = ""
+
+
+@stage(version=1)
+def report(spec: ReportSpec, work: Work) -> Report:
+    """Draw the page; `report.html` needs nothing else, `report.json` is the same as data."""
+    if not spec.scores:
+        raise DiscdiffError("there is nothing to report: no evaluation was given; give at least one")
+    found = _named([_evaluation(each) for each in spec.scores])
+    page = _page(spec, found)
+    (work.directory / "report.json").write_text(page.model_dump_json(indent=1))
+    (work.directory / "report.html").write_text(render(page), encoding="utf-8")
+    for model in page.models:
+        if model.score is not None:
+            work.log({f"bits_per_character.{model.name}": model.score.bits_per_character.value})
+    for name in ("report.html", "report.json"):
+        work.tracker.attach(work.directory / name)
+    return Report(key=work.key, uri=work.uri)
+
+
+def _evaluation(scores: Scores) -> Evaluation:
+    raw = Place.at(scores.uri).read(SCORES)
+    if raw is None:
+        raise DiscdiffError(f"{scores.uri} lacks {SCORES}; give the folder of a finished evaluation")
+    return Evaluation.model_validate_json(raw)
+
+
+def _page(spec: ReportSpec, found: Sequence[Evaluation]) -> Page:
+    first = found[0]
+    warnings = (
+        []
+        if _alike(found)
+        else ["These evaluations are not of the same text: compare no numbers across them."]
+    )
+    return Page(
+        title=spec.title,
+        created=now()[:16].replace("T", " ") + " UTC",
+        summary=spec.summary,
+        models=tuple(each.model for each in found),
+        unigram=first.unigram,
+        real=next((each.real for each in found if each.real), None),
+        real_samples=next((each.real_samples for each in found if each.real_samples), ()),
+        comparisons=tuple(_comparisons(spec, found)),
+        zero_shot=tuple(row for each in found for row in each.zero_shot),
+        facts=_facts(found),
+        specs={key: text for each in found for key, text in each.specs.items()},
+        warnings=tuple(warnings),
+    )
+
+
+def _alike(found: Sequence[Evaluation]) -> bool:
+    protocols = [each.model.score.protocol for each in found if each.model.score]
+    return len({(p.tokenizer, p.packing, p.counted, p.data) for p in protocols}) <= 1
+
+
+def _named(found: Sequence[Evaluation]) -> list[Evaluation]:
+    """The evaluations with every model's name unlike the others'."""
+    names = [each.model.name for each in found]
+    out: list[Evaluation] = []
+    for i, each in enumerate(found):
+        name = each.model.name
+        own = name if names.count(name) == 1 else f"{name} {names[: i + 1].count(name)}"
+        out.append(each.model_copy(update={"model": each.model.model_copy(update={"name": own})}))
+    return out
+
+
+def _facts(found: Sequence[Evaluation]) -> tuple[Fact, ...]:
+    """Each fact once, in the order of its first mention."""
+    return tuple(dict.fromkeys(fact for each in found for fact in each.facts))
+
+
+def _comparisons(spec: ReportSpec, found: Sequence[Evaluation]) -> list[Comparison]:
+    """Each scored model against the next better one, where both scored the same sequences."""
+    scored = [
+        (each.model.score.nats_per_token.value, each.model.name, _ledger(scores))
+        for scores, each in zip(spec.scores, found, strict=True)
+        if each.model.score
+    ]
+    ranked = sorted(scored, key=lambda entry: entry[0])
+    return [
+        Comparison(first=better[1], second=worse[1], difference=compare(better[2], worse[2]))
+        for better, worse in itertools.pairwise(ranked)
+        if np.array_equal(better[2].rows, worse[2].rows) and np.array_equal(better[2].tokens, worse[2].tokens)
+    ]
+
+
+def _ledger(scores: Scores) -> Ledger:
+    raw = Place.at(scores.uri).read(LEDGER)
+    if raw is None:
+        raise DiscdiffError(f"{scores.uri} lacks {LEDGER}; evaluate that checkpoint again")
+    with np.load(io.BytesIO(raw)) as file:
+        return Ledger(file["rows"], file["nats"], file["tokens"])
