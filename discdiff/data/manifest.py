@@ -53,7 +53,7 @@ class Manifest(Value, frozen=True):
     dtype: Literal["uint8", "uint16", "uint32"]
     separator: int | None
     """The id that closes each document, or None if nothing does."""
-    chunk: int = CHUNK
+    chunk: Annotated[int, Field(ge=8, multiple_of=8)] = CHUNK
     """Bytes of a shard that each of its chunk checksums covers."""
     splits: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], Split]
     sources: tuple[JsonValue, ...] = ()
@@ -97,11 +97,15 @@ class Manifest(Value, frozen=True):
         return self
 
     @model_validator(mode="after")
-    def _shards_lie_in_their_split(self) -> "Manifest":
+    def _shards_agree(self) -> "Manifest":
+        if self.dtype != dtype_for(self.vocab).name:
+            raise ValueError(f"{self.dtype} does not store a vocabulary of {self.vocab}")
         for name, split in self.splits.items():
             for shard in split.shards:
                 if shard.path != f"{name}/{shard.sha256}.arrow" or shard.largest >= self.vocab:
                     raise ValueError(f"shard {shard.path} does not belong to split {name}")
+                if len(shard.chunks) != 16 * -(-shard.size // self.chunk):
+                    raise ValueError(f"shard {shard.path} does not have a checksum for each chunk")
         return self
 
 

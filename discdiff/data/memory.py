@@ -1,0 +1,40 @@
+"""One vectorized copy out of many memory-mapped files.
+
+Rows of a shuffled batch lie in as many files as there are rows. To slice them one by one costs more than to
+copy them, so they are gathered by address: a view spans the addresses between the lowest and the highest row,
+NumPy's indexing copies the rows, and nothing between them is touched. The caller answers for every address.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+class _Span:
+    """Overlapping rows of `width` items, one at every item from `base` to `last`."""
+
+    def __init__(self, base: int, last: int, width: int, dtype: np.dtype):
+        size = dtype.itemsize
+        self.__array_interface__: dict[str, Any] = {
+            "version": 3,
+            "data": (base, True),
+            "typestr": dtype.str,
+            "shape": ((last - base) // size + 1, width),
+            "strides": (size, size),
+        }
+
+
+def gather(addresses: np.ndarray, width: int, dtype: np.dtype) -> np.ndarray:
+    """Copy `width` items from each address, int64, all aligned to the item: `[n] -> [n, width]`."""
+    if not len(addresses) or not width:
+        return np.empty((len(addresses), width), dtype)
+    base = int(addresses.min())
+    rows = np.asarray(_Span(base, int(addresses.max()), width, dtype))
+    return rows[(addresses - base) // dtype.itemsize]
+
+
+def map_file(path: Path, size: int) -> torch.Tensor:
+    """The first `size` bytes of a file as memory, uint8. It holds no file descriptor, as `mmap` would."""
+    return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
