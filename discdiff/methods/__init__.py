@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from discdiff.methods.autoregressive import Autoregressive
 from discdiff.methods.d3pm import D3pm
 from discdiff.methods.diffusion import Diffusion
+from discdiff.methods.discrete_flow import DiscreteFlow
 from discdiff.methods.gidd import Gidd
 from discdiff.methods.mdlm import Mdlm
 from discdiff.methods.sedd import Sedd
@@ -26,6 +27,7 @@ __all__ = [
     "Autoregressive",
     "D3pm",
     "Diffusion",
+    "DiscreteFlow",
     "Gidd",
     "Mdlm",
     "Method",
@@ -55,6 +57,7 @@ class Scored(Method, Protocol):
 
 
 AnyMethod = Annotated[
-    Autoregressive | Mdlm | Udlm | Gidd | Sedd | D3pm,
+    Autoregressive | Mdlm | Udlm | Gidd | Sedd | D3pm | DiscreteFlow,
     Field(discriminator="kind"),
 ]
+DiscreteFlow.model_rebuild(_types_namespace={"AnyMethod": AnyMethod})
