@@ -13,7 +13,7 @@ T steps: the sum over steps of KL(q(x_s | x_t, x_0) || p(x_s | x_t)); its first 
 term, and it tends to the continuous bound as O(1/T) (D3PM, arXiv:2107.03006).
 """
 
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -26,6 +26,7 @@ from discdiff.schedules import Schedule
 from discdiff.types import Value
 
 
+@runtime_checkable
 class Reading(Protocol):
     """What a raw output means (`discdiff.parameterizations`)."""
 
@@ -84,7 +85,7 @@ class Continuous(Value, frozen=True):
 
     def mask_weight(self, schedule: Schedule, t: Float64[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
         """The density of a masked token over its cross-entropy, with mask noise: -alpha' / (1 - alpha)."""
-        return -schedule.dalpha(t) / (1 - schedule.alpha(t))
+        return -schedule.dalpha(t) / schedule.beta(t)
 
 
 class Steps(Value, frozen=True):
@@ -113,7 +114,7 @@ class Steps(Value, frozen=True):
         alpha_t).
         """
         now, before = schedule.alpha(t), schedule.alpha(self.start(t))
-        return self.count * (before - now) / (1 - now)
+        return self.count * (before - now) / schedule.beta(t)
 
 
 AnyClock = Annotated[Continuous | Steps, Field(discriminator="kind")]

@@ -13,7 +13,7 @@ and its sampler's law tends to the data. Cost grows as K^L: V = 3 and L = 3 take
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float64, Int64
@@ -29,6 +29,7 @@ from discdiff.types import Condition, Network
 _NOWHERE = Condition()
 
 
+@runtime_checkable
 class Exact(Protocol):
     """The part of a discrete diffusion that enumeration uses (`discdiff.methods.Diffusion`)."""
 
@@ -149,7 +150,8 @@ class Forward(nn.Module):
         start = 0
         if cache is not None:
             start = cache.length
-            x = cache.extend(0, x[:, None, :, None], x[:, None, :, None])[0][:, 0, :, 0]
+            seen = x.double()[:, None, :, None]
+            x = cache.extend(0, seen, seen)[0][:, 0, :, 0].long()
             cache.advance(x.shape[1] - start)
         given = [self.law.log_next(x[:, 1 : i + 1]) for i in range(start, x.shape[1])]
         return torch.stack(given, dim=1)

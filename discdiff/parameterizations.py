@@ -6,7 +6,7 @@ output that states it.
 """
 
 from abc import abstractmethod
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -20,9 +20,11 @@ from discdiff.algebra import (
     log_score_from_clean,
 )
 from discdiff.processes import Process
+from discdiff.schedules import NEARLY_ONE
 from discdiff.types import Value
 
 
+@runtime_checkable
 class Parameterization(Protocol):
     """Reads raw outputs; `...` is any shape of positions, and times broadcast to it."""
 
@@ -103,7 +105,10 @@ class Posterior(_Reading, frozen=True):
 
 
 class Score(_Reading, frozen=True):
-    """Log ratios log p_t(y) / p_t(x_t), one per noisy state: SEDD (Lou et al. 2023, arXiv:2310.16834)."""
+    """Log ratios log p_t(y) / p_t(x_t), one per noisy state: SEDD (Lou et al. 2023, arXiv:2310.16834).
+
+    Ratios say nothing of the data where alpha = 0: at t = 1 they are read as just before it.
+    """
 
     kind: Literal["score"] = "score"
 
@@ -111,18 +116,18 @@ class Score(_Reading, frozen=True):
         return process.states(vocab)
 
     def log_clean(self, process: Process, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        t = t.clamp_max(NEARLY_ONE)
         return log_clean_from_score(process, self.log_score(process, raw, x_t, t), t)
 
     def log_score(self, process: Process, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         return raw.scatter(-1, x_t[..., None], 0)
 
     def express(self, process: Process, log_clean: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        return log_score_from_clean(process, log_clean, x_t, t)
+        return log_score_from_clean(process, log_clean, x_t, t.clamp_max(NEARLY_ONE))
 
 
 class ScaledScore(Score, frozen=True):
-    """Log ratios over what they are on average: raw + log(alpha / (1 - alpha)) - log(V - 1), as SEDD scales
-    its output.
+    """Log ratios over what they are on average: raw + log(alpha / (1 - alpha)) - log(V - 1), as SEDD scales.
 
     A network whose outputs are near zero is then near the right magnitude at every noise level
     (arXiv:2310.16834).
@@ -131,7 +136,7 @@ class ScaledScore(Score, frozen=True):
     kind: Literal["scaled_score"] = "scaled_score"  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def _scale(self, process: Process, vocab: int, t: Tensor) -> Tensor:
-        alpha = process.alpha(t).clamp(1e-30, 1 - 1e-15)
+        alpha = process.alpha(t.clamp_max(NEARLY_ONE)).clamp_max(1 - 1e-15)
         return (alpha / (1 - alpha) / max(vocab - 1, 1)).log()[..., None]
 
     def log_score(self, process: Process, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:

@@ -16,13 +16,20 @@ from torch import Tensor
 
 from discdiff.types import DiscdiffError, Value
 
+NEARLY_ONE = 1 - 2.0**-20
+"""Where limits at t = 1 are read: rates are infinite at t = 1 itself, and scores say nothing of the data."""
+
 
 class Schedule(Value, frozen=True):
-    """alpha(t) with its derivative and inverse; each elementwise."""
+    """alpha(t) with its complement, derivative and inverse; each elementwise."""
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
-        """The probability of being untouched at t."""
+        """The probability of being untouched at t, to relative precision near t = 1."""
+
+    @abstractmethod
+    def beta(self, t: Tensor) -> Tensor:
+        """1 - alpha, to relative precision near t = 0."""
 
     @abstractmethod
     def dalpha(self, t: Tensor) -> Tensor:
@@ -50,6 +57,9 @@ class Linear(Schedule, frozen=True):
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - (1 - self.eps) * t
 
+    def beta(self, t: Tensor) -> Tensor:
+        return (1 - self.eps) * t
+
     def dalpha(self, t: Tensor) -> Tensor:
         return torch.full_like(t, self.eps - 1)
 
@@ -65,7 +75,11 @@ class Cosine(Schedule, frozen=True):
     kind: Literal["cosine"] = "cosine"
 
     def alpha(self, t: Tensor) -> Tensor:
-        return 1 - (t * (math.pi / 2)).sin()
+        late = 2 * ((1 - t) * (math.pi / 4)).sin() ** 2
+        return torch.where(t < 0.5, 1 - self.beta(t), late)
+
+    def beta(self, t: Tensor) -> Tensor:
+        return (t * (math.pi / 2)).sin()
 
     def dalpha(self, t: Tensor) -> Tensor:
         return -(math.pi / 2) * (t * (math.pi / 2)).cos()
@@ -91,6 +105,9 @@ class SquaredCosine(Schedule, frozen=True):
     def alpha(self, t: Tensor) -> Tensor:
         return (((1 - t) * self._turn).sin() / math.sin(self._turn)) ** 2
 
+    def beta(self, t: Tensor) -> Tensor:
+        return ((2 - t) * self._turn).sin() * (t * self._turn).sin() / math.sin(self._turn) ** 2
+
     def dalpha(self, t: Tensor) -> Tensor:
         return -self._turn * ((1 - t) * (2 * self._turn)).sin() / math.sin(self._turn) ** 2
 
@@ -105,7 +122,10 @@ class Polynomial(Schedule, frozen=True):
     power: float = Field(default=2.0, gt=0)
 
     def alpha(self, t: Tensor) -> Tensor:
-        return 1 - t**self.power
+        return -torch.expm1(self.power * t.log())
+
+    def beta(self, t: Tensor) -> Tensor:
+        return t**self.power
 
     def dalpha(self, t: Tensor) -> Tensor:
         return -self.power * t ** (self.power - 1)
@@ -134,6 +154,9 @@ class Geometric(Schedule, frozen=True):
 
     def alpha(self, t: Tensor) -> Tensor:
         return (-self._sigma(t)).exp()
+
+    def beta(self, t: Tensor) -> Tensor:
+        return -torch.expm1(-self._sigma(t))
 
     def dalpha(self, t: Tensor) -> Tensor:
         sigma = self._sigma(t)

@@ -32,7 +32,7 @@ class Udlm(Diffusion, frozen=True):
         """The divergence of rates from w(x_t), w(x_0) and sum log qt. `[N, V] -> [N]`"""
         vocab = raw.shape[-1]
         alpha, dalpha = self.process.schedule.alpha(t), self.process.schedule.dalpha(t)
-        scale, floor = (vocab * alpha).to(raw), (1 - alpha).to(raw)
+        scale, floor = (vocab * alpha).to(raw), self.process.schedule.beta(t).to(raw)
         log_w = raw.log_softmax(-1)
         log_qt = torch.logaddexp(log_w + scale.log()[..., None], floor.log()[..., None])
         model_t, model_0 = _at(log_qt, x_t), _at(log_qt, x0)

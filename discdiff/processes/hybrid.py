@@ -28,7 +28,7 @@ class Hybrid(Interpolating, frozen=True):
 
     def levels(self, t: Tensor, vocab: int) -> Levels:
         untouched, dtau = self.schedule.alpha(t), -self.schedule.dalpha(t)
-        tau, half = 1 - untouched, self.sharpness / 2
+        tau, half = self.schedule.beta(t), self.sharpness / 2
         scale = 2**self.sharpness * self.uniform / (1 - self.uniform)
         c = scale * (tau * untouched) ** half
         dc = scale * half * (tau * untouched) ** (half - 1) * (untouched - tau)

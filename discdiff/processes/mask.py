@@ -19,7 +19,7 @@ class Mask(Interpolating, frozen=True):
     def levels(self, t: Tensor, vocab: int) -> Levels:
         alpha, dalpha = self.schedule.alpha(t), self.schedule.dalpha(t)
         zero = torch.zeros_like(alpha)
-        return Levels(alpha, zero, 1 - alpha, dalpha, zero, -dalpha)
+        return Levels(alpha, zero, self.schedule.beta(t), dalpha, zero, -dalpha)
 
     def live(self, x_t: Tensor, vocab: int) -> Tensor:
         return x_t == vocab

@@ -19,4 +19,4 @@ class Uniform(Interpolating, frozen=True):
     def levels(self, t: Tensor, vocab: int) -> Levels:
         alpha, dalpha = self.schedule.alpha(t), self.schedule.dalpha(t)
         zero = torch.zeros_like(alpha)
-        return Levels(alpha, (1 - alpha) / vocab, zero, dalpha, -dalpha / vocab, zero)
+        return Levels(alpha, self.schedule.beta(t) / vocab, zero, dalpha, -dalpha / vocab, zero)

@@ -3,18 +3,17 @@
 Each position is drawn independently, so a step of size h is wrong by O(h^2) in law and n steps by O(1/n).
 """
 
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float, Float64, Int64
 from pydantic import Field
 from torch import Tensor
 
+from discdiff.schedules import NEARLY_ONE
 from discdiff.types import Value
 
-_LAST = 1 - 2.0**-30
-"""Rates are infinite at t = 1: they are read just before it."""
 
-
+@runtime_checkable
 class Dynamics(Protocol):
     """The reverse dynamics of a method, read off the network's raw output."""
 
@@ -62,7 +61,7 @@ class Euler(Value, frozen=True):
         """log p(x_s | x_t). `[..., W] -> [..., K]`"""
         if bool((s == 0).all()):
             return dynamics.log_bridge(raw, x_t, s, t)
-        t = t.clamp_max(_LAST)
+        t = t.clamp_max(NEARLY_ONE)
         jump = dynamics.rates(raw, x_t, t) * (t - s)[..., None].to(raw)
         total = jump.sum(-1, keepdim=True)
         jump = jump / total.clamp_min(1)

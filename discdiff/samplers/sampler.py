@@ -1,7 +1,7 @@
 """The sampling loop of discrete diffusion: a grid of times, a reverse step, exact draws."""
 
 from itertools import pairwise
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int64
@@ -14,6 +14,7 @@ from discdiff.samplers.reverse import Ancestral, AnyReverse, Dynamics
 from discdiff.types import Canvas, Network, Value
 
 
+@runtime_checkable
 class Reversible(Dynamics, Protocol):
     """A method whose forward process is discrete: what the loop needs of it."""
 
