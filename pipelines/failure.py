@@ -1,17 +1,21 @@
-"""Why a stage failed: the first cause, in one line, out of all that was wrapped around it."""
+"""Why something failed, as one line: the first cause out of all that was wrapped around it."""
 
-from collections.abc import Mapping
+import difflib
+import types
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
-WRAPPERS = ("cause", "controller_failure", "_base_exc", "base_exception")
+WRAPPERS = ("cause", "controller_failure", "_base_exc")
 
 
 class StageError(RuntimeError):
-    """A stage failed for a reason that is not the user's specification."""
+    """A stage failed for a reason that is not a mistake in its specification."""
 
-    def __init__(self, label: str, reason: BaseException) -> None:
-        super().__init__(f"{label} failed: {sentence(reason)}")
+    def __init__(self, title: str, reason: BaseException) -> None:
+        super().__init__(f"{title} failed: {sentence(reason)}")
         self.reason = reason
 
 
@@ -29,28 +33,68 @@ def cause(error: BaseException) -> BaseException:
 
 def sentence(error: BaseException) -> str:
     """An error as one line."""
-    if isinstance(error, ValidationError):
-        return validation(error)
     text = " ".join(str(error).split())
-    name = type(error).__name__
-    if isinstance(error, ValueError) and type(error) is not ValueError:
-        return text or name
-    return f"{name}: {text}" if text else name
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def validation(error: ValidationError) -> str:
-    """Each field that is wrong: what was given and what is allowed."""
-    return "; ".join(_field(each["loc"], each["msg"], each["input"], each["type"]) for each in error.errors())
+def validation(error: ValidationError, kind: type[BaseModel]) -> str:
+    """Each field of a specification of some kind that is wrong: what was given and what is allowed."""
+    return "; ".join(_field(each, kind) for each in error.errors()) + "."
 
 
-def _field(location: tuple[int | str, ...], message: str, given: object, kind: str) -> str:
-    name = ".".join(str(part) for part in location) or "specification"
-    match kind:
-        case "extra_forbidden":
-            return f"{name} is no field"
-        case "missing":
+def _field(error: ErrorDetails, kind: type[BaseModel]) -> str:
+    path, owner = _walk(kind, error["loc"])
+    name = ".".join(path) or "the specification"
+    match error["type"], error.get("ctx", {}):
+        case "extra_forbidden", _:
+            allowed = list(owner.model_fields) if owner is not None else []
+            near = difflib.get_close_matches(path[-1], allowed, n=1)
+            meant = f"did you mean {near[0]!r}? " if near else ""
+            return f"{name} is no field: {meant}allowed are {', '.join(allowed)}"
+        case "missing", _:
             return f"{name} is missing"
+        case "union_tag_invalid", {"tag": tag, "expected_tags": expected}:
+            return f"{name}.kind = {tag!r} is not known: allowed are {expected}"
+        case "union_tag_not_found", _:
+            return f"{name}.kind is missing"
+        case "value_error", {"error": reason}:
+            return f"{name}: {str(reason).rstrip('.')}" if path else str(reason).rstrip(".")
         case _:
-            shown = repr(given)
-            shown = shown if len(shown) <= 80 else shown[:77] + "..."
-            return f"{name} = {shown}: {message[:1].lower()}{message[1:]}"
+            return f"{name} = {_shown(error['input'])}: {error['msg'][:1].lower()}{error['msg'][1:]}"
+
+
+def _walk(kind: type[BaseModel], location: Sequence[int | str]) -> tuple[list[str], type[BaseModel] | None]:
+    """The field's name without the tags of unions, and the type that should own it."""
+    path: list[str] = []
+    owners: list[type[BaseModel]] = [kind]
+    owner: type[BaseModel] | None = kind
+    for part in location:
+        tagged = [each for each in owners if len(owners) > 1 and _tag(each) == part]
+        if tagged:
+            owners = tagged
+            continue
+        path.append(str(part))
+        if isinstance(part, int):
+            continue
+        owner = owners[0] if len(owners) == 1 else None
+        field = owner.model_fields.get(part) if owner is not None else None
+        owners = _models(field.annotation) if field is not None else []
+    return path, owner
+
+
+def _tag(model: type[BaseModel]) -> object:
+    return model.model_fields["kind"].default if "kind" in model.model_fields else None
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The value types that a field's annotation names, through unions, tuples and annotations."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Annotated, Union, types.UnionType, tuple, list, dict):
+        return [model for each in get_args(annotation) for model in _models(each)]
+    return []
+
+
+def _shown(given: object) -> str:
+    text = repr(given)
+    return text if len(text) <= 80 else text[:77] + "..."

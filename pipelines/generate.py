@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -45,19 +46,28 @@ class Default(Value, frozen=True):
         return method.default_sampler(self.steps)
 
 
-class Generate(Value, frozen=True):
-    """What to draw: `count` samples, numbered from 0.
+class Drawing(Value, frozen=True):
+    """How to draw: `count` samples, numbered from 0.
 
     `length` is the checkpoint's own by default. `batch` rows share a network call; it counts in the key
     because it may change the network's rounding.
     """
 
-    checkpoint: Checkpoint
     sampler: Annotated[Sampler | LeftToRight | Default, Field(discriminator="kind")] = Default()
     count: int = Field(default=64, ge=1)
     length: int | None = Field(default=None, ge=1)
     batch: int = Field(default=32, ge=1)
     seed: int = Field(default=0, ge=0)
+
+
+class Generate(Drawing, frozen=True):
+    """A checkpoint, and how to draw from it."""
+
+    checkpoint: Checkpoint
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, drawing: Drawing) -> "Generate":
+        return cls(checkpoint=checkpoint, **dict(drawing))
 
     @property
     def label(self) -> str:
@@ -111,9 +121,14 @@ def _draw(spec: Generate, work: Work, missing: list[Shard]) -> None:
     actors = [workers.remote(spec, work.uri) for _ in range(min(place.workers, len(missing)))]
     done = spec.count - sum(shard.rows for shard in missing)
     work.progress(done, spec.count)
-    for rows in ActorPool(actors).map_unordered(lambda actor, shard: actor.draw.remote(shard), missing):
-        done += rows
-        work.progress(done, spec.count, "samples")
+    pool: Any = ActorPool(actors)
+    try:
+        for rows in pool.map_unordered(lambda actor, shard: actor.draw.remote(shard), missing):
+            done += rows
+            work.progress(done, spec.count, "samples")
+    finally:
+        for actor in actors:
+            ray.kill(actor)
 
 
 class Generator:
@@ -126,31 +141,30 @@ class Generator:
         self.trained = load(spec.checkpoint.uri, device=self.device)
         self.tokenizer = _tokenizer(spec.checkpoint, self.trained.tokenizer)
         self.length = spec.length or self.trained.length
-        chosen = spec.sampler
-        self.sampler = chosen.of(self.trained.method) if isinstance(chosen, Default) else chosen
+        self.sampler = _sampler(spec.sampler, self.trained.method)
 
     def draw(self, shard: Shard) -> int:
         """Draw a shard, put it in place whole, and say how many rows it has."""
-        batches = [
+        tables = [
             self._batch(start, min(start + self.spec.batch, shard.stop))
             for start in range(shard.start, shard.stop, self.spec.batch)
         ]
         sink = io.BytesIO()
-        pq.write_table(pa.concat_tables(batches), sink)
+        pq.write_table(pa.concat_tables(tables), sink)
         self.place.write(shard.name, sink.getvalue())
         return shard.rows
 
     def _batch(self, start: int, stop: int) -> pa.Table:
         blank = torch.zeros(stop - start, self.length, dtype=torch.int64, device=self.device)
-        with evaluations(self.trained.network) as count:
-            ids = self.trained.method.sample(
-                self.trained.network, canvas(blank, first_row=start), self.sampler, Noise(self.spec.seed)
-            )
+        method: Any = self.trained.method
+        network: Any = self.trained.network
+        with evaluations(network.trunk) as count:
+            ids = method.sample(network, canvas(blank, first_row=start), self.sampler, Noise(self.spec.seed))
         rows = ids.cpu().numpy()
         columns = {
-            "row": pa.array(range(start, stop), pa.int64()),
-            "seed": pa.array([self.spec.seed] * len(rows), pa.int64()),
-            "nfe": pa.array([count()] * len(rows), pa.int32()),
+            "row": pa.array(np.arange(start, stop)),
+            "seed": pa.repeat(pa.scalar(self.spec.seed, pa.int64()), len(rows)),
+            "nfe": pa.repeat(pa.scalar(count(), pa.int32()), len(rows)),
             "ids": pa.array(list(rows), pa.list_(pa.int32())),
             "text": pa.array([self.tokenizer.decode(row) for row in rows], pa.string()),
         }
@@ -158,19 +172,32 @@ class Generator:
 
 
 @contextmanager
-def evaluations(network: nn.Module) -> Yields[Callable[[], int]]:
-    """Count the calls of a network's trunk: its evaluations."""
+def evaluations(trunk: nn.Module) -> Yields[Callable[[], int]]:
+    """Count the calls of a network's trunk, which are its evaluations."""
     calls = 0
 
     def called(*_: object) -> None:
         nonlocal calls
         calls += 1
 
-    handle = network.trunk.register_forward_hook(called)
+    handle = trunk.register_forward_hook(called)
     try:
         yield lambda: calls
     finally:
         handle.remove()
+
+
+def _sampler(chosen: Sampler | LeftToRight | Default, method: AnyMethod) -> AnySampler:
+    """The sampler to draw with. Raises DiscdiffError for one that the method can't follow."""
+    default = method.default_sampler(1)
+    if isinstance(chosen, Default):
+        return chosen.of(method)
+    if not isinstance(chosen, type(default)):
+        raise DiscdiffError(
+            f"{method.kind} can't be drawn with the sampler {chosen.kind!r}; "
+            f"give {default.kind!r}, or 'default' for the method's own."
+        )
+    return chosen
 
 
 def _tokenizer(checkpoint: Checkpoint, fingerprint: str) -> Tokenizer:

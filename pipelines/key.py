@@ -34,7 +34,7 @@ def canonical(value: object) -> Json:
         case Identified():
             return canonical(value.identity())
         case BaseModel():
-            return fields(value)
+            return {name: canonical(getattr(value, name)) for name in type(value).model_fields}
         case Enum():
             return canonical(value.value)
         case float() if not math.isfinite(value):
@@ -58,8 +58,11 @@ def canonical(value: object) -> Json:
 
 
 def fields(spec: BaseModel) -> dict[str, Json]:
-    """The canonical form of a specification, field by field."""
-    return {name: canonical(getattr(spec, name)) for name in type(spec).model_fields}
+    """The canonical form of a specification: the fields that count, by name."""
+    tree = canonical(spec)
+    if not isinstance(tree, dict):
+        raise TypeError(f"a {type(spec).__name__} is no specification: it has no fields that count.")
+    return tree
 
 
 def key(stage: str, version: int, spec: object) -> str:

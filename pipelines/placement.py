@@ -6,6 +6,7 @@ never for a cached stage.
 
 import logging
 import os
+import socket
 import threading
 from collections.abc import Callable
 
@@ -28,6 +29,8 @@ class Placement(Value, frozen=True):
     """Stages of one kind that run at the same time."""
     address: str | None = None
     """A running cluster; by default the one that RAY_ADDRESS names, else a private one on this machine."""
+    dashboard: int | None = Field(default=None, ge=1, le=65535)
+    """Port for the dashboard of a private cluster; none by default."""
     store: int = Field(default=GIGABYTE // 4, ge=80 << 20)
     """Bytes of shared object memory of a private cluster."""
 
@@ -82,7 +85,8 @@ class Cluster:
         ray.init(
             num_cpus=max(os.cpu_count() or 1, round(wanted + 0.5)),
             object_store_memory=place.store,
-            include_dashboard=False,
+            include_dashboard=place.dashboard is not None,
+            dashboard_port=_free(place.dashboard),
             log_to_driver=False,
             logging_level=logging.WARNING,
             _node_ip_address="127.0.0.1",
@@ -98,3 +102,17 @@ class Cluster:
                 f"no Ray cluster answers at {address!r}; start one with `ray start --head`, "
                 "or give no address and unset RAY_ADDRESS to have a private one started."
             ) from error
+
+
+def _free(port: int | None) -> int | None:
+    """The port, if nobody listens on it. Raises DiscdiffError otherwise."""
+    if port is not None:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                raise DiscdiffError(
+                    f"port {port} can't be had for the dashboard ({error.strerror}); give another, or none."
+                ) from error
+    return port
