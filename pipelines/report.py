@@ -60,7 +60,7 @@ def _page(spec: ReportSpec, found: Sequence[Evaluation]) -> Page:
     return Page(
         title=spec.title,
         created=now()[:16].replace("T", " ") + " UTC",
-        summary=spec.summary,
+        summary=spec.summary or _summary(found),
         models=tuple(each.model for each in found),
         unigram=first.unigram,
         real=next((each.real for each in found if each.real), None),
@@ -71,6 +71,21 @@ def _page(spec: ReportSpec, found: Sequence[Evaluation]) -> Page:
         specs={key: text for each in found for key, text in each.specs.items()},
         warnings=tuple(warnings),
     )
+
+
+def _summary(found: Sequence[Evaluation]) -> str:
+    """The finding in a sentence or two."""
+    scored = [(e.model.score.bits_per_character.value, e.model.name) for e in found if e.model.score]
+    if not scored:
+        return f"{len(found)} methods, none with a likelihood."
+    (value, name), first = min(scored), found[0]
+    data = f"{first.model.score.tokens:,} held-out tokens" if first.model.score else "held-out text"
+    best = f"{len(found)} methods on {data}: the best, {name}, needs {value:.3f} bits per character"
+    if first.unigram is None:
+        return best + "."
+    below = sum(each < first.unigram.bits_per_character.value for each, _ in scored)
+    plain = f"a unigram model needs {first.unigram.bits_per_character.value:.3f}"
+    return f"{best}; {plain}, which {below} of {len(scored)} undercut."
 
 
 def _alike(found: Sequence[Evaluation]) -> bool:

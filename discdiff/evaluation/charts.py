@@ -134,7 +134,7 @@ class Lines:
             ((up(s.marks[-1].y), across(s.marks[-1].x), s) for s in self.series if s.marks),
             key=lambda end: end[0],
         )
-        out, floor = [], 0.0
+        out, floor = [], frame.top - 10.0
         room = frame.height - frame.bottom
         spots: list[float] = []
         for y, _, _ in ends:
@@ -164,29 +164,39 @@ class Whiskers:
         marks = [s.marks[0] for s in self.rows if s.marks]
         if not marks:
             return Markup("")
-        spread = [m.y + k * 2 * (m.se or 0) for m in marks for k in (-1, 1)] + [v for _, v in self.references]
         left = 12 + round(6.8 * max(len(s.name) for s in self.rows))
         height = 26 * len(self.rows) + frame.bottom + 22
         box = Frame(frame.width, height, left=left, right=20, top=22, bottom=frame.bottom)
-        across = Scale(*_range(spread, False, 0.05), box.left, box.width - box.right)
+        across = Scale(*self._limits(marks), box.left, box.width - box.right)
         parts = [_columns(box, across, self.x)]
         parts += [_upright(name, value, across, box) for name, value in self.references]
         parts += [self._row(s, box.top + 13 + 26 * i, across) for i, s in enumerate(self.rows) if s.marks]
         return _svg(box, self.title, parts)
 
+    def _limits(self, marks: Sequence[Mark]) -> tuple[float, float]:
+        """The axis: what is far beyond the best and the references must not flatten all the rest."""
+        held = max(min(m.y for m in marks), *(value for _, value in self.references), 0.0)
+        near = [m for m in marks if m.y <= 1.5 * held]
+        ends = [m.y + k * 2 * (m.se or 0) for m in near for k in (-1, 1)]
+        return _range([min(max(end, 0.5 * held), 1.5 * held) for end in ends] + [held], False, 0.05)
+
     def _row(self, series: Series, y: float, across: Scale) -> str:
         mark = series.marks[0]
-        at, se = across(mark.y), 2 * (mark.se or 0)
         label = (
             f'<text class="row" x="{across.start - 10:.1f}" y="{y + 4:.1f}" text-anchor="end">'
             f"{escape(series.name)}</text>"
         )
-        bar = (
-            f'<line x1="{across(mark.y - se):.1f}" x2="{across(mark.y + se):.1f}" y1="{y}" y2="{y}"/>'
-            if se
-            else ""
-        )
-        return f'{label}<g class="series c{series.color % COLORS}">{bar}{_dot(at, y, series.name, mark)}</g>'
+        drawn = self._mark(series.name, mark, y, across)
+        return f'{label}<g class="series c{series.color % COLORS}">{drawn}</g>'
+
+    def _mark(self, name: str, mark: Mark, y: float, across: Scale) -> str:
+        if mark.y > across.high:
+            text = f"{mark.y:.4g} ▸"
+            return f'<text class="name" x="{across.stop:.1f}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
+        se = 2 * (mark.se or 0)
+        low, high = max(mark.y - se, across.low), min(mark.y + se, across.high)
+        bar = f'<line x1="{across(low):.1f}" x2="{across(high):.1f}" y1="{y}" y2="{y}"/>' if se else ""
+        return bar + _dot(across(mark.y), y, name, mark)
 
 
 def _svg(frame: Frame, title: str, parts: Sequence[str]) -> Markup:

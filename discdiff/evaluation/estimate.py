@@ -36,12 +36,13 @@ class Estimate(Value, frozen=True):
         return Estimate(value=value, se=None if self.se is None else value * self.se)
 
     def __str__(self) -> str:
-        if self.se is None:
+        """`1.2345 ± 0.0067`: the error with two digits, four decimals at most; powers of ten where numbers
+        are huge.
+        """
+        if self.se is None or not math.isfinite(self.se) or abs(self.value) >= 1e5:
             return f"{self.value:.4g}"
-        if not self.se > 0 or not math.isfinite(self.se):
-            return f"{self.value:.4f}"
-        digits = min(4, max(0, 1 - math.floor(math.log10(self.se))))
-        return f"{self.value:.{digits}f} ± {self.se:.{digits}f}"
+        digits = 4 if self.se <= 0 else min(4, max(0, 1 - math.floor(math.log10(self.se))))
+        return f"{self.value:.{digits}f}" + (f" ± {self.se:.{digits}f}" if self.se > 0 else "")
 
 
 def ratio(numerators: NDArray[Any], denominators: NDArray[Any]) -> Estimate:

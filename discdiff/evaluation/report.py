@@ -33,6 +33,7 @@ def render(page: Page) -> str:
         charts=_charts(page, ranked, colors),
         traces={m.name: m.trace.model_dump(mode="json") for m in ranked if m.trace},
         protocols=_protocols(ranked),
+        notes=_notes(ranked),
     )
 
 
@@ -55,16 +56,21 @@ def _rank(model: Model) -> tuple[bool, float, str]:
 
 
 def _best(models: Sequence[Model]) -> set[str]:
-    """The models that no other beats by more than two standard errors."""
+    """The best model and those within two of its standard errors."""
     scored = [(m.name, m.score.nats_per_token) for m in models if m.score]
     if not scored:
         return set()
     first = min((each for _, each in scored), key=lambda each: each.value)
-    return {
-        name
-        for name, each in scored
-        if each.value - first.value <= 2 * ((each.se or 0.0) ** 2 + (first.se or 0.0) ** 2) ** 0.5
-    }
+    return {name for name, each in scored if each.value <= first.value + 2 * (first.se or 0.0)}
+
+
+def _notes(models: Sequence[Model]) -> list[tuple[str, str]]:
+    """Each warning once, with the models it is about."""
+    found: dict[str, list[str]] = {}
+    for model in models:
+        for warning in model.quality.warnings if model.quality else ():
+            found.setdefault(warning, []).append(model.name)
+    return [(", ".join(names), warning) for warning, names in found.items()]
 
 
 Chart = Lines | Whiskers
@@ -113,7 +119,7 @@ def _training(models: Sequence[Model], colors: dict[str, int], curve: str, y: st
         for each in m.training
         if each.name == curve and each.marks
     ]
-    return Lines(f"{y.capitalize()}, over training", "training step", y, series) if series else None
+    return Lines(f"{y}, over training", "training step", y, series, log_y=_wide(series)) if series else None
 
 
 def _times(models: Sequence[Model], colors: dict[str, int]) -> Lines | None:
@@ -122,11 +128,14 @@ def _times(models: Sequence[Model], colors: dict[str, int]) -> Lines | None:
         for m in models
         if m.score and len(m.score.curve) > 1
     ]
-    return (
-        Lines("The bound by time", "time t, from data to noise", "nats per token and unit time", series)
-        if series
-        else None
-    )
+    x, y = "time t, from data to noise", "nats per token and unit time"
+    return Lines("The bound by time", x, y, series, log_y=_wide(series)) if series else None
+
+
+def _wide(series: Sequence[Series]) -> bool:
+    """Whether values are positive and spread over more than a factor of ten: then the axis is logarithmic."""
+    values = [mark.y for each in series for mark in each.marks]
+    return min(values) > 0 and max(values) > 10 * min(values)
 
 
 def _strata(curve: Sequence[Estimate]) -> tuple[Mark, ...]:
