@@ -20,7 +20,7 @@ from discdiff.algebra import (
     log_score_from_clean,
 )
 from discdiff.processes import Process
-from discdiff.schedules import NEARLY_ONE
+from discdiff.schedules import before_one
 from discdiff.types import Value
 
 
@@ -116,14 +116,14 @@ class Score(_Reading, frozen=True):
         return process.states(vocab)
 
     def log_clean(self, process: Process, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        t = t.clamp_max(NEARLY_ONE)
+        t = before_one(t)
         return log_clean_from_score(process, self.log_score(process, raw, x_t, t), t)
 
     def log_score(self, process: Process, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         return raw.scatter(-1, x_t[..., None], 0)
 
     def express(self, process: Process, log_clean: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        return log_score_from_clean(process, log_clean, x_t, t.clamp_max(NEARLY_ONE))
+        return log_score_from_clean(process, log_clean, x_t, before_one(t))
 
 
 class ScaledScore(Score, frozen=True):
@@ -136,7 +136,7 @@ class ScaledScore(Score, frozen=True):
     kind: Literal["scaled_score"] = "scaled_score"  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def _scale(self, process: Process, vocab: int, t: Tensor) -> Tensor:
-        alpha = process.alpha(t.clamp_max(NEARLY_ONE)).clamp_max(1 - 1e-15)
+        alpha = process.alpha(before_one(t)).clamp_max(1 - 1e-15)
         return (alpha / (1 - alpha) / max(vocab - 1, 1)).log()[..., None]
 
     def log_score(self, process: Process, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:

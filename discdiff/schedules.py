@@ -16,8 +16,12 @@ from torch import Tensor
 
 from discdiff.types import DiscdiffError, Value
 
-NEARLY_ONE = 1 - 2.0**-20
-"""Where limits at t = 1 are read: rates are infinite at t = 1 itself, and scores say nothing of the data."""
+
+def before_one(t: Tensor) -> Tensor:
+    """t, and for t = 1 a time just before: rates are infinite at t = 1 itself, and scores say nothing of the
+    data.
+    """
+    return torch.where(t == 1, 1 - 2.0**-20, t)
 
 
 class Schedule(Value, frozen=True):

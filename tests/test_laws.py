@@ -7,6 +7,7 @@ in the file that their entry names.
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -19,6 +20,7 @@ from discdiff.methods import (
     Autoregressive,
     D3pm,
     Diffusion,
+    DiscreteFlow,
     Gidd,
     Mdlm,
     Method,
@@ -64,8 +66,10 @@ ENTRIES = [
     Entry(D3pm(clock=Steps(count=16))),
     Entry(D3pm(process=Mask(), clock=Steps(count=16))),
     Entry(D3pm(process=Hybrid(), parameterization=Posterior(), clock=Steps(count=16))),
+    Entry(DiscreteFlow(), laws="tests/test_flows.py"),
 ]
-METHODS = [entry.method for entry in ENTRIES]
+METHODS_IN_TABLE = [entry.method for entry in ENTRIES]
+METHODS = [entry.method for entry in ENTRIES if entry.laws == "tests/test_laws.py"]
 DIFFUSIONS = [method for method in METHODS if isinstance(method, Diffusion)]
 CONTINUOUS = [method for method in DIFFUSIONS if not isinstance(method.clock, Steps)]
 
@@ -96,6 +100,11 @@ def small_network(method, vocab=5, width=16):
 
 def test_every_method_has_an_entry():
     assert {type(entry.method) for entry in ENTRIES} == set(get_args(get_args(AnyMethod)[0]))
+    for entry in ENTRIES:
+        laws = Path(__file__).parent.parent / entry.laws
+        assert type(entry.method).__name__ in laws.read_text(), (
+            f"{entry.laws} holds no law of {entry.method.kind}"
+        )
 
 
 @every_method(METHODS)

@@ -9,7 +9,7 @@ from jaxtyping import Float, Float64, Int64
 from pydantic import Field
 from torch import Tensor
 
-from discdiff.schedules import NEARLY_ONE
+from discdiff.schedules import before_one
 from discdiff.types import Value
 
 
@@ -61,7 +61,7 @@ class Euler(Value, frozen=True):
         """log p(x_s | x_t). `[..., W] -> [..., K]`"""
         if bool((s == 0).all()):
             return dynamics.log_bridge(raw, x_t, s, t)
-        t = t.clamp_max(NEARLY_ONE)
+        t = before_one(t)
         jump = dynamics.rates(raw, x_t, t) * (t - s)[..., None].to(raw)
         total = jump.sum(-1, keepdim=True)
         jump = jump / total.clamp_min(1)
