@@ -9,6 +9,7 @@ from typing import Annotated, Any, Protocol, runtime_checkable
 from pydantic import Field
 from torch import Tensor, nn
 
+from discdiff.methods.argmax_flow import ArgmaxFlow
 from discdiff.methods.autoregressive import Autoregressive
 from discdiff.methods.d3pm import D3pm
 from discdiff.methods.diffusion import Diffusion
@@ -24,6 +25,7 @@ from discdiff.types import Canvas, Network
 
 __all__ = [
     "AnyMethod",
+    "ArgmaxFlow",
     "Autoregressive",
     "D3pm",
     "Diffusion",
@@ -57,7 +59,7 @@ class Scored(Method, Protocol):
 
 
 AnyMethod = Annotated[
-    Autoregressive | Mdlm | Udlm | Gidd | Sedd | D3pm | DiscreteFlow,
+    Autoregressive | Mdlm | Udlm | Gidd | Sedd | D3pm | DiscreteFlow | ArgmaxFlow,
     Field(discriminator="kind"),
 ]
 DiscreteFlow.model_rebuild(_types_namespace={"AnyMethod": AnyMethod})

@@ -4,8 +4,8 @@ Base tokens u have a law p_0 and data are x = f(u), f a bijection of V^L. There 
 
     log p(x) = log p_0(f^-1(x)),
 
-exactly. f is a stack of layers, x_i = (mu_i + sigma_i u_i) mod V with sigma_i coprime to V, where mu and sigma
-are the argmax of a transformer's logits: bipartite layers, which run both ways in one evaluation, or
+exactly. f is a stack of layers, x_i = (mu_i + sigma_i u_i) mod V with sigma_i coprime to V, where mu and
+sigma are the argmax of a transformer's logits: bipartite layers, which run both ways in one evaluation, or
 autoregressive ones, which run to the base in one evaluation and from it in L. In training the argmax passes
 the gradient of a softmax at a low temperature; its value, hence the loss, is the true one.
 
@@ -18,6 +18,7 @@ exact context. Other layers mix all positions, and the law of some tokens given 
 Positions behind the last free one are padding, which the flow doesn't see.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
@@ -49,16 +50,17 @@ class FlowNetwork(nn.Module):
     `beside` is the factorized law that layers follow over a base that gives them no gradient.
     """
 
-    def __init__(self, vocab: int, layers: list[nn.Module], base: nn.Module, beside: nn.Module | None):
+    def __init__(self, vocab: int, layers: Sequence[Layer], base: nn.Module, beside: nn.Module | None):
         super().__init__()
         self.vocab = vocab
-        self._layers = nn.ModuleDict({str(index): layer for index, layer in enumerate(layers)})
+        # Not a ModuleList: sharded training wraps its elements' forward, and layers run both ways instead.
+        self.by_index = nn.ModuleDict({str(index): layer for index, layer in enumerate(layers)})
         self.base = base
         self.beside = beside
 
     @property
     def layers(self) -> list[Layer]:
-        return cast(list[Layer], list(self._layers.values()))
+        return cast("list[Layer]", list(self.by_index.values()))
 
 
 class DiscreteFlow(Value, frozen=True):
@@ -83,13 +85,14 @@ class DiscreteFlow(Value, frozen=True):
         """A transformer for each layer and the base's network; the backbone's blocks are shared out."""
         if not hasattr(self.base, "bound"):
             raise DiscdiffError(
-                f"{self.base.kind} is the base of a discrete flow and has no likelihood bound, so the flow would "
-                "have none: choose a base with a bound, or factorized, or successive"
+                f"{self.base.kind} is the base of a discrete flow and has no likelihood bound, so the flow "
+                "would have none: choose a base with a bound, or factorized, or successive"
             )
         parts = share(backbone, len(self.layers) + (not isinstance(self.base, Factorized)))
         layers = [layer.build(part, vocab) for layer, part in zip(self.layers, parts, strict=False)]
+        base = self.base.network(parts[-1], vocab)
         beside = None if isinstance(self.base, Relaxed) else Factorized().network(backbone, vocab)
-        return FlowNetwork(vocab, layers, self.base.network(parts[-1], vocab), beside)
+        return FlowNetwork(vocab, layers, base, beside)
 
     def default_sampler(self, steps: int) -> Inverse:
         """The base's own sampler, of so many steps if it has steps, then the layers."""
@@ -127,7 +130,7 @@ class DiscreteFlow(Value, frozen=True):
         canvas = given_to_sample(canvas, self.rightward)
         states = self._states(net, canvas)
         base = canvas.with_tokens(states[-1])
-        x = self.base.sample(net.base, base, cast(Any, sampler.base), noise)
+        x = self.base.sample(cast(Any, net.base), base, cast(Any, sampler.base), noise)
         for layer, known in zip(reversed(net.layers), reversed(states[:-1]), strict=True):
             x = layer.from_base(x, canvas.condition, canvas.free, known)
         return x

@@ -3,7 +3,8 @@
 Values with the outer protocol of a method, for the part of a network that a flow keeps for its base.
 """
 
-from typing import Literal
+import math
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,20 +18,29 @@ from discdiff.networks.discrete_layers import begin_with
 from discdiff.networks.transformer import Transformer, TransformerNetwork
 from discdiff.noise import Noise, Stream, categorical
 from discdiff.samplers import LeftToRight
-from discdiff.types import Canvas, Value
+from discdiff.types import Canvas, Network, Value
+
+GAIN = 16.0
+"""A table's logits move this many times faster than its parameters, about as those of a head do."""
 
 
 class Table(nn.Module):
-    """Logits that repeat every `period` positions: `length -> [L, V]`."""
+    """Logits that repeat every `period` positions: `length -> [L, V]`.
+
+    Token 0 begins with half the mass, so that the layers have from the first step on something to aim at: were
+    the table uniform, no transform would be better than another.
+    """
 
     def __init__(self, period: int, vocab: int):
         super().__init__()
         self.vocab = vocab
-        self.logits = nn.Parameter(torch.zeros(period, vocab))
+        self.weight = nn.Parameter(torch.zeros(period, vocab))
+        with torch.no_grad():
+            self.weight[:, 0] = math.log(max(1, vocab - 1)) / GAIN
 
     def forward(self, length: int) -> Float[Tensor, "L V"]:
-        position = torch.arange(length, device=self.logits.device)
-        return self.logits[position % len(self.logits)].float()
+        position = torch.arange(length, device=self.weight.device)
+        return GAIN * self.weight[position % len(self.weight)].float()
 
 
 class Factorized(Value, frozen=True):
@@ -80,12 +90,12 @@ class Successive(Value, frozen=True):
 
     def bound(self, net: nn.Module, canvas: Canvas, noise: Noise) -> Float[Tensor, "B"]:
         """-log p of the free tokens, each given all before it: exact. `-> [B]` nats"""
-        raw = ask(net, begin_with(canvas.tokens, net.vocab), canvas.condition)
+        raw = ask(net, begin_with(canvas.tokens, cast(int, net.vocab)), canvas.condition)
         nats = F.cross_entropy(raw.transpose(1, 2), canvas.tokens, reduction="none")
         return (nats * canvas.free).sum(-1)
 
     def sample(
-        self, net: TransformerNetwork, canvas: Canvas, sampler: LeftToRight, noise: Noise
+        self, net: Network, canvas: Canvas, sampler: LeftToRight, noise: Noise
     ) -> Int64[Tensor, "B L"]:
         """Fill the free positions from left to right. `-> [B, L]`"""
         return sampler.run(net, canvas, noise.on(canvas.rows))

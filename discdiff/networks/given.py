@@ -1,9 +1,8 @@
 """What a flow may be given beside its free positions, and sentences for what it may not.
 
-A position that isn't free is padding if no free one follows, else context. Padding becomes token 0 and is hidden
-from all other positions. Context may be a prefix, of a flow that reads from left to right alone: there the
-prefix of the data and the prefix of the base determine each other. A flow that mixes all positions has no
-tractable law of some tokens given others.
+A position that isn't free is padding if no free one follows, else context. Padding becomes token 0 and is
+hidden from all other positions. Context may be a prefix, of a flow that reads from left to right alone. A
+flow that mixes all positions has no tractable law of some tokens given others.
 """
 
 from dataclasses import replace
@@ -23,8 +22,8 @@ def given(canvas: Canvas, rightward: bool) -> Canvas:
     context = live & ~canvas.free
     if not rightward and bool(context.any()):
         raise DiscdiffError(
-            "some positions are given and the flow mixes all positions, so the law of the others given them is "
-            "out of reach: leave all positions free, or use a flow whose layers are all rightward"
+            "some positions are given and the flow mixes all positions, so the law of the others given them "
+            "is out of reach: leave all positions free, or use a flow whose layers are all rightward"
         )
     if bool((context & (canvas.free.cumsum(-1) > 0)).any()):
         raise DiscdiffError(
