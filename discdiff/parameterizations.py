@@ -5,6 +5,7 @@ works with any sampler and any bound; `express` goes the other way, from the lea
 output that states it.
 """
 
+import math
 from abc import abstractmethod
 from typing import Annotated, Literal, Protocol, runtime_checkable
 
@@ -127,25 +128,26 @@ class Score(_Reading, frozen=True):
 
 
 class ScaledScore(Score, frozen=True):
-    """Log ratios over what they are on average: raw + log(alpha / (1 - alpha)) - log(V - 1), as SEDD scales.
+    """Log ratios over those of a law that knows nothing: raw + log (q_t(y | uniform) / q_t(x_t | uniform)).
 
-    A network whose outputs are near zero is then near the right magnitude at every noise level
-    (arXiv:2310.16834).
+    A network whose outputs are near zero is then near the right magnitude at every noise level. With mask
+    noise this is SEDD's scaling by log(e^sigma - 1) (arXiv:2310.16834), where they write V - 1 for V; with
+    uniform noise it is no scaling, as there.
     """
 
     kind: Literal["scaled_score"] = "scaled_score"  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def _scale(self, process: Process, vocab: int, t: Tensor) -> Tensor:
-        alpha = process.alpha(before_one(t)).clamp_max(1 - 1e-15)
-        return (alpha / (1 - alpha) / max(vocab - 1, 1)).log()[..., None]
+    def _scale(self, process: Process, vocab: int, like: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        spread = torch.full((), -math.log(vocab), dtype=like.dtype, device=like.device)
+        return log_score_from_clean(process, spread.expand(*x_t.shape, vocab), x_t, before_one(t))
 
     def log_score(self, process: Process, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        scale = self._scale(process, raw.shape[-1] - process.extra, t)
-        return super().log_score(process, raw + scale.to(raw), x_t, t)
+        scale = self._scale(process, raw.shape[-1] - process.extra, raw, x_t, t)
+        return super().log_score(process, raw + scale, x_t, t)
 
     def express(self, process: Process, log_clean: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        scale = self._scale(process, log_clean.shape[-1], t)
-        return super().express(process, log_clean, x_t, t) - scale.to(log_clean)
+        score = super().express(process, log_clean, x_t, t)
+        return score - self._scale(process, log_clean.shape[-1], log_clean, x_t, t)
 
 
 AnyParameterization = Annotated[LeaveOneOut | Posterior | Score | ScaledScore, Field(discriminator="kind")]

@@ -1,6 +1,7 @@
 """Golden losses: twenty training steps of every method on the CPU in float64, kept as text.
 
-`pytest tests/test_golden.py --regenerate-golden` (`make golden`) writes them anew: read the diff before you commit it.
+`pytest tests/test_golden.py --regenerate-golden` (`make golden`) writes them anew: read the diff before you
+commit it.
 """
 
 from pathlib import Path
