@@ -1,0 +1,1 @@
+"""Data: corpora, tokenizers, the store of token shards, and the loader that reads it in any order."""
