@@ -237,7 +237,7 @@ def test_training_learns_what_there_is_to_learn():
     class Constants(Table):
         def __init__(self):
             super().__init__()
-            self.tokens = (torch.arange(self.rows) % VOCAB)[:, None].expand(-1, LENGTH)
+            self.tokens = (torch.arange(self.rows_per_epoch) % VOCAB)[:, None].expand(-1, LENGTH)
 
     recipe = RECIPE.model_copy(update={"steps": 150, "batch": 32, "clip": 1.0})
     _, logs, _ = train(recipe=recipe, rows=Constants(), subject=SUBJECT, validation=Constants())

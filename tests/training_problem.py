@@ -34,16 +34,18 @@ RECIPE = Recipe(
 class Table:
     """48 fixed rows, endlessly; a row's free positions are many or few, so means of means would be wrong."""
 
-    rows = 48
+    rows_per_epoch = 48
 
     def __init__(self, seed: int = 1):
         generator = torch.Generator().manual_seed(seed)
-        self.tokens = torch.randint(0, VOCAB, (self.rows, LENGTH), generator=generator, dtype=torch.uint8)
+        self.tokens = torch.randint(
+            0, VOCAB, (self.rows_per_epoch, LENGTH), generator=generator, dtype=torch.uint8
+        )
 
     def read(self, start: int, count: int) -> Canvas:
         rows = torch.arange(start, start + count)
         free = torch.arange(LENGTH)[None, :] < (1 + 3 * (rows % 3))[:, None]
-        return Canvas(self.tokens[rows % self.rows], free, rows)
+        return Canvas(self.tokens[rows % self.rows_per_epoch], free, rows)
 
     def stream(self, start: int, count: int, stride: int):
         while True:

@@ -143,8 +143,15 @@ def step_name(step: int) -> str:
 
 def complete(folder: Folder) -> list[int]:
     """Steps of the complete checkpoints in a folder, in order."""
+    folder.fs.invalidate_cache()  # other processes write here too
     found = folder.fs.glob(f"{folder.root}/{PREFIX}*/{COMMIT}")
     return sorted(int(str(path).split("/")[-2].removeprefix(PREFIX)) for path in found)
+
+
+def latest_step(uri: str) -> int:
+    """The step of the newest complete checkpoint in a run's folder, 0 if there is none."""
+    steps = complete(Folder.at(uri))
+    return steps[-1] if steps else 0
 
 
 def open_commit(uri: str) -> tuple[Folder, Commit]:
@@ -156,7 +163,6 @@ def open_commit(uri: str) -> tuple[Folder, Commit]:
     if folder.size(COMMIT) is not None:
         parent, _, name = folder.root.rpartition("/")
         return Folder(folder.fs, parent), _read(Folder(folder.fs, parent), name)
-    folder.fs.invalidate_cache()
     steps = complete(folder)
     if not steps:
         raise DiscdiffError(

@@ -6,10 +6,9 @@ the row, so an interrupted run that is resumed goes on as if it had never stoppe
 """
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import nn
@@ -18,13 +17,13 @@ from discdiff.methods import Method
 from discdiff.networks.ema import Ema
 from discdiff.noise import Noise
 from discdiff.training.checkpoint import Checkpoints
-from discdiff.training.loss import Loss, Rows
+from discdiff.training.loss import Loss, Rows, Stream
 from discdiff.training.meter import Meter
 from discdiff.training.optimizer import adamw, clip
 from discdiff.training.parallel import AnyParallel, Single, World
 from discdiff.training.recipe import Recipe
 from discdiff.training.validate import validate
-from discdiff.types import Canvas
+from discdiff.types import Canvas, DiscdiffError
 
 Log = Callable[[int, dict[str, float]], None]
 """Called on every rank with the same steps and the same numbers."""
@@ -65,7 +64,7 @@ def fit(
         log(step, metrics)
 
     stream = rows.stream(first * recipe.batch + world.rank * share, share, recipe.batch)
-    with closing(cast("_Closing", stream)), _own_generator(world.device):
+    with closing(stream), _own_generator(world.device):
         for step in range(first, recipe.steps):
             run.advance(step, run.fetch(stream), micro)
             run.look(step + 1, validation, checkpoints, tell)
@@ -87,7 +86,7 @@ class _Run:
     ema: Ema
     meter: Meter
 
-    def fetch(self, stream: Iterator[Canvas]) -> Canvas:
+    def fetch(self, stream: Stream) -> Canvas:
         """The next rows of this rank, on its device."""
         start = time.perf_counter()
         canvas = next(stream)
@@ -132,10 +131,6 @@ class _Run:
         self.meter.pause(time.perf_counter() - start)
 
 
-class _Closing(Iterator[Canvas]):
-    def close(self) -> None: ...
-
-
 def _start(method: Method, network: nn.Module, recipe: Recipe, parallel: AnyParallel, world: World) -> _Run:
     loss = Loss(method, network).to(world.device).train()
     if recipe.precision == "bfloat16":
@@ -146,9 +141,15 @@ def _start(method: Method, network: nn.Module, recipe: Recipe, parallel: AnyPara
 
 
 def _autocast(network: nn.Module, device: torch.device) -> None:
-    """Have the trunk, and it alone, compute in bfloat16: logits and all after them stay in float32."""
-    trunk = cast(nn.Module, network.trunk)
-    trunk.forward = torch.autocast(device.type, torch.bfloat16)(trunk.forward)
+    """Have trunks, and they alone, compute in bfloat16: logits and all after them stay in float32."""
+    trunks = [module for name, module in network.named_modules() if name.split(".")[-1] == "trunk"]
+    if not trunks:
+        raise DiscdiffError(
+            f"precision bfloat16 was given, and {type(network).__name__} has no trunk to compute in it: "
+            "take float32"
+        )
+    for trunk in trunks:
+        trunk.forward = torch.autocast(device.type, torch.bfloat16)(trunk.forward)
 
 
 @contextmanager

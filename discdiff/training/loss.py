@@ -1,6 +1,5 @@
 """The loss as a module's forward, which is what data parallelism and sharding wrap."""
 
-from collections.abc import Iterator
 from typing import Protocol, cast, runtime_checkable
 
 from jaxtyping import Float
@@ -12,19 +11,24 @@ from discdiff.types import Canvas, Network
 
 
 @runtime_checkable
+class Stream(Protocol):
+    """An iterator that works ahead until it is closed."""
+
+    def __next__(self) -> Canvas: ...
+    def close(self) -> None: ...
+
+
+@runtime_checkable
 class Rows(Protocol):
     """An endless, randomly accessible stream of rows, as a `Loader` is."""
 
-    @property
-    def rows(self) -> int:
-        """Rows an epoch."""
-        ...
+    rows_per_epoch: int
 
     def read(self, start: int, count: int) -> Canvas:
         """Rows `start` to `start + count` of the stream."""
         ...
 
-    def stream(self, start: int, count: int, stride: int) -> Iterator[Canvas]:
+    def stream(self, start: int, count: int, stride: int) -> "Stream":
         """`read(start, count)`, `read(start + stride, count)`, ..., prefetched."""
         ...
 

@@ -20,7 +20,7 @@ SEED_OFFSET = 0x76616C  # validation's noise is that of another seed than traini
 @torch.no_grad()
 def validate(loss: Loss, rows: Rows, recipe: Recipe, world: World) -> dict[str, float]:
     """The bound in nats per token and its standard error over the first rows; all ranks call it."""
-    count = min(recipe.validate_rows, rows.rows)
+    count = min(recipe.validate_rows, rows.rows_per_epoch)
     share = math.ceil(count / world.size)
     micro = recipe.share(world.size)[1]
     first = world.rank * share

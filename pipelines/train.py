@@ -1,0 +1,226 @@
+"""Train: a method on a token store, by a Ray Train worker group around `discdiff.training.fit`.
+
+All that a run is lies in its artifact's folder: checkpoints that the workers write there themselves, metrics,
+and the tokenizer. A worker that dies makes Ray start the group again, and the group goes on from the newest
+complete checkpoint; so does a new run of the same specification after the driver died. The number of workers
+is the runner's business and changes nothing but rounding.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+
+from discdiff.data.folder import Folder
+from discdiff.data.loader import Loader
+from discdiff.data.packing import AnyPacking, Wrap
+from discdiff.data.store import Store
+from discdiff.methods import AnyMethod, Method
+from discdiff.networks import AnyBackbone, Transformer
+from discdiff.training import (
+    AnyParallel,
+    Checkpoints,
+    DataParallel,
+    Diverged,
+    Recipe,
+    Single,
+    Subject,
+    fit,
+)
+from discdiff.training.checkpoint import latest_step
+from discdiff.types import Value
+from pipelines.artifacts import Checkpoint, Tokens
+from pipelines.place import Place
+from pipelines.placement import Placement
+from pipelines.remote import Remote
+from pipelines.stage import stage
+from pipelines.work import Work
+
+RESTARTS = 8
+"""How often a worker may die before the stage fails."""
+COLLECTIVE_TIMEOUT = 600
+TOKENIZER = "tokenizer.json"
+DIVERGED = "diverged.json"
+RAY = "ray"
+
+
+class Train(Value, frozen=True):
+    """What is trained, on what and how. `parallel` alone does not count in the key: it changes rounding only.
+
+    By default several workers hold replicas and one worker trains alone.
+    """
+
+    tokens: Tokens
+    method: AnyMethod
+    backbone: AnyBackbone = Transformer()
+    recipe: Recipe = Recipe()
+    packing: AnyPacking = Wrap(length=128)
+    parallel: AnyParallel | None = None
+
+    @property
+    def label(self) -> str:
+        return self.method.kind
+
+    def identity(self) -> dict[str, Any]:
+        """All fields but `parallel`."""
+        return {name: getattr(self, name) for name in type(self).model_fields if name != "parallel"}
+
+    def subject(self, store: Store) -> Subject:
+        """What checkpoints of this run say of themselves."""
+        return Subject(
+            method=self.method,
+            backbone=self.backbone,
+            vocab=store.vocab,
+            tokenizer=store.manifest.tokenizer,
+            length=self.packing.length,
+        )
+
+
+@stage(version=1, resumable=True)
+def train(spec: Train, work: Work) -> Checkpoint:
+    """Train to the last step, from the newest checkpoint that is there."""
+    subject = prepare(spec, work.placement.workers, work.uri)
+    if latest_step(work.uri) < spec.recipe.steps:
+        work.ray()
+        _run(spec, work)
+    raise_if_diverged(work.uri)
+    return Checkpoint(
+        key=work.key,
+        uri=work.uri,
+        method=spec.method.kind,
+        step=spec.recipe.steps,
+        length=spec.packing.length,
+        parameters=_parameters(subject),
+    )
+
+
+def prepare(spec: Train, workers: int, uri: str) -> Subject:
+    """Find mistakes before any worker is started, and put the tokenizer beside the weights.
+
+    Raises DiscdiffError for a batch that can't be shared out, or rows that the store can't give.
+    """
+    spec.recipe.share(workers)
+    with Store.open(spec.tokens.uri, "train") as store:
+        spec.packing.count(store)
+        subject = spec.subject(store)
+        Place(uri).write(TOKENIZER, store.tokenizer.to_json().encode())
+    with Store.open(spec.tokens.uri, "validation") as store:
+        spec.packing.count(store)
+    Place(uri).remove(DIVERGED)
+    return subject
+
+
+def raise_if_diverged(uri: str) -> None:
+    """Raise what a worker group left word of before it stopped."""
+    word = Place(uri).read(DIVERGED)
+    if word is not None:
+        raise Diverged(json.loads(word))
+
+
+def trainer(loop: Any, uri: str, name: str, placement: Placement, callbacks: list[Any]) -> Any:
+    """The Ray Train worker group that runs `loop` until it is done, however often a worker dies."""
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import LoggingConfig
+
+    return TorchTrainer(
+        loop,
+        scaling_config=ScalingConfig(
+            num_workers=placement.workers,
+            use_gpu=placement.gpus > 0,
+            resources_per_worker={"CPU": placement.cpus, "GPU": placement.gpus},
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=f"{uri}/{RAY}",
+            failure_config=FailureConfig(max_failures=RESTARTS),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            callbacks=callbacks,
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+        torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT),
+    )
+
+
+def _run(spec: Train, work: Work) -> None:
+    remote = work.remote()
+    loop = Loop(spec, work.uri, remote)
+    try:
+        trainer(loop, work.uri, work.key, work.placement, [_restarts(remote)]).fit()
+    finally:
+        Place(work.uri).remove(RAY)
+
+
+def _restarts(remote: Remote) -> Any:
+    """Logs, from Ray's controller, how many workers have failed so far."""
+    from ray.train import UserCallback
+
+    class Restarts(UserCallback):
+        failed = 0
+
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            self.failed += len(worker_exceptions)
+            remote.log({"worker_failures": self.failed})
+            remote.flush()
+
+    return Restarts()
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What each worker runs."""
+
+    spec: Train
+    uri: str
+    remote: Remote
+
+    def __call__(self) -> None:
+        try:
+            train_here(self.spec, self.uri, self.log)
+        except Diverged as error:
+            # All workers raise it at the same step: they end here, and no restart could help.
+            Folder.at(self.uri).put(DIVERGED, json.dumps(str(error)).encode())
+        self.remote.flush()
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        import ray.train
+
+        if ray.train.get_context().get_world_rank() == 0:
+            self.remote.log(metrics, step)
+            self.remote.progress(step, self.spec.recipe.steps, note(metrics))
+
+
+def train_here(spec: Train, uri: str, log: Any) -> dict[str, float]:
+    """Train as one worker of the group that this process belongs to."""
+    import ray.train
+    import ray.train.torch
+
+    workers = ray.train.get_context().get_world_size()
+    torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
+    recipe = spec.recipe
+    with Store.open(spec.tokens.uri, "train") as store, Store.open(spec.tokens.uri, "validation") as held:
+        subject = spec.subject(store)
+        rows = Loader(store, spec.packing, seed=recipe.seed)
+        return fit(
+            cast(Method, spec.method),
+            subject.build(recipe.seed),
+            rows,
+            recipe,
+            validation=Loader(held, spec.packing, seed=recipe.seed, shuffle=False),
+            parallel=spec.parallel or (DataParallel() if workers > 1 else Single()),
+            device=ray.train.torch.get_device(),
+            checkpoints=Checkpoints(uri, subject, recipe),
+            log=log,
+        )
+
+
+def note(metrics: dict[str, float]) -> str:
+    """The headline of a log entry, for a progress bar."""
+    name = "loss" if "loss" in metrics else next(iter(metrics))
+    return f"{name} {metrics[name]:.3f} nats/token"
+
+
+def _parameters(subject: Subject) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in subject.build(seed=0).parameters())

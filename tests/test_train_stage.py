@@ -1,0 +1,221 @@
+"""The training stage on real Ray: killed workers and killed drivers leave no trace in the weights."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from discdiff.data.files import Files
+from discdiff.data.packing import Wrap
+from discdiff.data.specification import Tokenize
+from discdiff.methods import Mdlm
+from discdiff.networks import Transformer
+from discdiff.training import Constant, Diverged, FullyShard, Recipe, load
+from discdiff.training.checkpoint import latest_step
+from discdiff.types import DiscdiffError
+from pipelines.artifacts import Tokens
+from pipelines.placement import Placement
+from pipelines.runner import Runner
+from pipelines.tokenize import tokenize
+from pipelines.train import Train, train
+from pipelines.work import METRICS
+
+# Ray sets deprecated options of its own.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")
+
+STEPS = 150
+RECIPE = Recipe(
+    steps=STEPS,
+    batch=16,
+    learning_rate=1e-2,
+    checkpoint_every=30,
+    validate_every=50,
+    validate_rows=32,
+    decay=Constant(),
+)
+
+
+@pytest.fixture(scope="module")
+def tokens(ray_cluster, tmp_path_factory) -> Tokens:
+    """A store of random lines of three letters."""
+    import ray
+
+    folder = tmp_path_factory.mktemp("store")
+    choose = random.Random(1)
+    lines = ["".join(choose.choices("abc", k=30)) for _ in range(300)]
+    (folder / "text.txt").write_text("\n".join(lines))
+    spec = Tokenize(corpus=Files(url=str(folder / "text.txt"), separator="\n"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ray_cluster.environment.items():
+            patch.setenv(name, value)
+        with Runner(str(folder / "root")) as run:
+            found = run(tokenize, spec)
+        assert not ray.is_initialized()
+    return found
+
+
+def specification(tokens: Tokens, **fields) -> Train:
+    standard = {
+        "method": Mdlm(),
+        "backbone": Transformer(layers=1, width=16, heads=2),
+        "recipe": RECIPE,
+        "packing": Wrap(length=16),
+    }
+    return Train(tokens=tokens, **{**standard, **fields})
+
+
+def weights(uri: str) -> dict[str, torch.Tensor]:
+    return {name: p.detach() for name, p in load(uri).network.named_parameters()}
+
+
+def metrics(folder: str) -> list[dict]:
+    return [json.loads(line) for line in Path(folder, METRICS).read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tokens, ray_cluster, tmp_path_factory):
+    """The checkpoint of two workers that nobody disturbed."""
+    root = tmp_path_factory.mktemp("uninterrupted")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ray_cluster.environment.items():
+            patch.setenv(name, value)
+        with Runner(str(root), placement=Placement(workers=2)) as run:
+            return run(train, specification(tokens))
+
+
+def test_a_trained_checkpoint(uninterrupted, tokens):
+    trained = load(uninterrupted.uri)
+    assert (trained.step, trained.method, trained.length) == (STEPS, Mdlm(), 16)
+    assert uninterrupted.parameters == sum(p.numel() for p in trained.network.parameters())
+    logged = metrics(uninterrupted.uri)
+    steps = [each["step"] for each in logged if "loss" in each["metrics"]]
+    assert steps == list(range(10, STEPS + 1, 10))
+    names = {name for each in logged for name in each["metrics"]}
+    assert {"loss", "bound", "bound_se", "tokens_per_second", "gradient_norm", "learning_rate"} <= names
+    assert {path.name for path in Path(uninterrupted.uri).iterdir()} == {
+        "artifact.json",
+        METRICS,
+        "tokenizer.json",
+        "step-00000120",
+        "step-00000150",
+    }
+
+
+def test_a_trained_specification_is_not_trained_again(uninterrupted, tokens):
+    """Not even Ray is joined."""
+    with Runner(str(Path(uninterrupted.uri).parent), placement=Placement(address="127.0.0.1:1")) as run:
+        assert run(train, specification(tokens)) == uninterrupted
+
+
+def test_how_training_is_spread_does_not_count_in_the_key(tokens):
+    spec = specification(tokens)
+    assert train.key(spec) == train.key(specification(tokens, parallel=FullyShard()))
+    assert train.key(spec) != train.key(specification(tokens, packing=Wrap(length=8)))
+    assert train.key(spec) != train.key(specification(tokens, recipe=RECIPE.model_copy(update={"seed": 1})))
+
+
+def test_a_killed_worker_leaves_no_trace(uninterrupted, tokens, ray_driver, tmp_path):
+    """SIGKILL one of two workers after the first checkpoint: the same weights, bit for bit."""
+    from ray.util.state import list_actors
+
+    spec = specification(tokens)
+    place = tmp_path / "root" / train.key(spec)
+    killed: list[tuple[int, int]] = []
+
+    def kill() -> None:
+        pids: list[int] = []
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline:
+            if len(pids) < 2:
+                filters = [("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")]
+                pids = [actor.pid for actor in list_actors(filters=filters)]
+            elif (step := latest_step(str(place))) > 0:
+                os.kill(pids[-1], signal.SIGKILL)
+                killed.append((pids[-1], step))
+                return
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    with Runner(str(tmp_path / "root"), placement=Placement(workers=2)) as run:
+        found = run(train, spec)
+    thread.join()
+    assert 0 < killed[0][1] < STEPS
+    failures = [each["metrics"] for each in metrics(found.uri) if "worker_failures" in each["metrics"]]
+    assert failures
+    one, other = weights(uninterrupted.uri), weights(found.uri)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert {path.name for path in place.iterdir()} == {
+        path.name for path in Path(uninterrupted.uri).iterdir()
+    }
+
+
+def test_a_killed_driver_leaves_no_trace(uninterrupted, tokens, ray_cluster, tmp_path, monkeypatch):
+    """SIGKILL the process that runs the stage after the first checkpoint; run it again."""
+    spec = specification(tokens)
+    place = tmp_path / "root" / train.key(spec)
+    program = (
+        "import sys; from pipelines.placement import Placement; from pipelines.runner import Runner; "
+        "from pipelines.train import Train, train; from pipelines.artifacts import Tokens; "
+        "spec = Train.model_validate_json(sys.argv[2]); "
+        "Runner(sys.argv[1], placement=Placement(workers=2))(train, spec)"
+    )
+    for name, value in ray_cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    arguments = [sys.executable, "-c", program, str(tmp_path / "root"), spec.model_dump_json()]
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, cwd=Path(__file__).parents[1])
+    deadline = time.monotonic() + 200
+    while latest_step(str(place)) == 0 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    errors = process.communicate()[1].decode()
+    stopped = latest_step(str(place))
+    assert 0 < stopped < STEPS, errors
+    assert not (place / "artifact.json").exists()
+    with Runner(str(tmp_path / "root"), placement=Placement(workers=2)) as run:
+        found = run(train, spec)
+    assert found.key == uninterrupted.key
+    one, other = weights(uninterrupted.uri), weights(found.uri)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_that_diverges_stops_with_the_step(tokens, ray_driver, tmp_path):
+    """In shards, at once and not after restarts; nothing is left."""
+    recipe = RECIPE.model_copy(update={"learning_rate": 1e30, "log_every": 5})
+    spec = specification(tokens, recipe=recipe, parallel=FullyShard())
+    with (
+        Runner(str(tmp_path), placement=Placement(workers=2)) as run,
+        pytest.raises(Diverged, match="not finite at step 1"),
+    ):
+        run(train, spec)
+    assert not (tmp_path / train.key(spec)).exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (
+            {"recipe": RECIPE.model_copy(update={"batch": 15})},
+            "batch of 15 rows can't be shared by 2 workers",
+        ),
+        ({"packing": Wrap(length=10**6)}, "longer than the split's"),
+    ],
+)
+def test_mistakes_are_found_before_ray_is_asked(tokens, tmp_path, fields, words):
+    nowhere = Placement(workers=2, address="127.0.0.1:1")
+    with Runner(str(tmp_path), placement=nowhere) as run, pytest.raises(DiscdiffError, match=words):
+        run(train, specification(tokens, **fields))
+    assert not any(path.name.startswith("train-") for path in tmp_path.iterdir())
+
+
+def test_a_specification_round_trips(tokens):
+    spec = specification(tokens)
+    assert Train.model_validate_json(spec.model_dump_json()) == spec
