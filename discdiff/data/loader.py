@@ -12,17 +12,16 @@ from torch import Tensor
 
 from discdiff.data.mixture import Mixture
 from discdiff.data.order import Sequential, Shuffled
-from discdiff.data.packing import AnyPacking, Rows
+from discdiff.data.packing import AnyPacking, Spans
 from discdiff.data.prefetch import Prefetch
 from discdiff.data.store import Store
 from discdiff.types import Canvas, Condition, DiscdiffError
 
 PLAN = 8192
 """Rows whose places are worked out at once."""
-COPY = 2**18
-"""Tokens that are copied at once: about what a core's cache holds."""
 AHEAD = 4
-"""Copies that are made ahead of the reader."""
+"""Groups of batches that are made ahead of the reader."""
+_TORCH: dict[type[np.generic], torch.dtype] = {np.int64: torch.int64, np.bool_: torch.bool}
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class Loader:
     def read(self, start: int, count: int) -> Canvas:
         """Rows `start` to `start + count` of the stream, tokens int64, on the CPU."""
         _require(start, count)
-        return self._canvas(self._places(np.arange(start, start + count)), pin=False)
+        return self._canvases(self._places(np.arange(start, start + count)), count, pin=False)[0]
 
     def stream(self, start: int, count: int, stride: int | None = None) -> Prefetch[Canvas]:
         """`read(start, count)`, `read(start + stride, count)` and so on, read ahead in a thread.
@@ -112,16 +111,19 @@ class Loader:
         self.close()
 
     def _groups(self, start: int, count: int, stride: int) -> Iterator[list[Canvas]]:
+        """Batches in groups that grow, so that the first comes at once and the later ones cost less."""
         pin = torch.cuda.is_available()
         batches = max(1, PLAN // count)
-        together = max(1, COPY // (count * self.length))
         offsets = (stride * np.arange(batches)[:, None] + np.arange(count)).ravel()
+        most = max(1, min(store.reach for store in self._stores) // (count * self.length))
+        group = 1
         while True:
             places = self._places(start + offsets)
-            for first in range(0, batches, together):
-                stop = min(first + together, batches)
-                canvas = self._canvas(places.part(first * count, stop * count), pin=pin)
-                yield [canvas.narrow(i * count, (i + 1) * count) for i in range(stop - first)]
+            first = 0
+            while first < batches:
+                stop = min(first + group, batches)
+                yield self._canvases(places.part(first * count, stop * count), count, pin=pin)
+                first, group = stop, min(2 * group, most)
             start += batches * stride
 
     def _places(self, positions: np.ndarray) -> _Places:
@@ -133,25 +135,52 @@ class Loader:
             rows[stores == number] = order.at(indices[stores == number])
         return _Places(positions, stores, rows)
 
-    def _canvas(self, places: _Places, *, pin: bool) -> Canvas:
-        rows = self._read(places)
-        tokens = _widened(rows.tokens, pin=pin)
-        free = torch.ones(tokens.shape, dtype=torch.bool, pin_memory=pin)
-        if rows.sizes is not None:
-            torch.lt(torch.arange(self.length), torch.from_numpy(rows.sizes)[:, None], out=free)
-        documents = None if rows.documents is None else _widened(rows.documents, pin=pin)
-        return Canvas(tokens, free, _widened(places.positions, pin=pin), Condition(documents=documents))
+    def _canvases(self, places: _Places, count: int, *, pin: bool) -> list[Canvas]:
+        batches, spans, documents = self._copy(places, count, pin=pin)
+        canvases: list[Canvas] = []
+        for number, tokens in enumerate(batches):
+            part = slice(number * count, (number + 1) * count)
+            free = np.ones(tokens.shape, bool)
+            if spans.sizes is not None:
+                np.less(np.arange(self.length), spans.sizes[part, None], out=free)
+                tokens.numpy()[~free] = self._stores[0].separator or 0
+            ids = None if documents is None else _tensor(documents[part], np.int64, pin=pin)
+            rows = _tensor(places.positions[part], np.int64, pin=pin)
+            canvas = Canvas(tokens, _tensor(free, np.bool_, pin=pin), rows, Condition(documents=ids))
+            canvases.append(canvas)
+        return canvases
 
-    def _read(self, places: _Places) -> Rows:
+    def _copy(
+        self, places: _Places, count: int, *, pin: bool
+    ) -> tuple[list[Tensor], Spans, np.ndarray | None]:
+        """The tokens in batches of `count` rows, where they lay, and their documents, if asked for."""
+
+        def widen(rows: np.ndarray) -> Tensor:
+            return _tensor(rows, np.int64, pin=pin)
+
         if places.stores is None:
-            return self.packing.read(self._stores[0], places.rows, places.positions, self.seed)
-        parts: list[tuple[np.ndarray, Rows]] = []
+            store = self._stores[0]
+            spans = self.packing.spans(store, places.rows, places.positions, self.seed)
+            tokens = store.batches(spans.begin, self.length, count, widen)
+            return tokens, spans, self.packing.documents(store, spans.begin)
+        tokens, spans, documents = self._mix(places, places.stores)
+        return [widen(tokens[i : i + count]) for i in range(0, len(tokens), count)], spans, documents
+
+    def _mix(self, places: _Places, stores: np.ndarray) -> tuple[np.ndarray, Spans, np.ndarray | None]:
+        """As `_copy`, of several stores, in one array."""
+        shape = (len(places.rows), self.length)
+        tokens = np.empty(shape, self._stores[0].dtype)
+        begin, sizes = np.empty(shape[0], np.int64), np.full(shape[0], self.length)
+        documents: np.ndarray | None = None
         for number, store in enumerate(self._stores):
-            here = np.flatnonzero(places.stores == number)
-            parts.append(
-                (here, self.packing.read(store, places.rows[here], places.positions[here], self.seed))
-            )
-        return _merged(parts, len(places.positions))
+            here = np.flatnonzero(stores == number)
+            spans = self.packing.spans(store, places.rows[here], places.positions[here], self.seed)
+            tokens[here], begin[here] = store.read(spans.begin, self.length), spans.begin
+            sizes[here] = self.length if spans.sizes is None else spans.sizes
+            if (ids := self.packing.documents(store, spans.begin)) is not None:
+                documents = np.empty(shape, np.int64) if documents is None else documents
+                documents[here] = ids
+        return tokens, Spans(begin, sizes), documents
 
 
 def _require(start: int, count: int) -> None:
@@ -161,24 +190,10 @@ def _require(start: int, count: int) -> None:
         )
 
 
-def _widened(values: np.ndarray, *, pin: bool) -> Tensor:
+def _tensor(values: np.ndarray, dtype: type[np.generic], *, pin: bool) -> Tensor:
+    """Filled by NumPy: torch would wake its threads for it, which training needs."""
     if not pin:
-        return torch.from_numpy(values.astype(np.int64))
-    wide = torch.empty(values.shape, dtype=torch.int64, pin_memory=True)
-    np.copyto(wide.numpy(), values)
-    return wide
-
-
-def _merged(parts: list[tuple[np.ndarray, Rows]], count: int) -> Rows:
-    """Rows of several stores, each where it belongs."""
-
-    def merge(pieces: list[np.ndarray]) -> np.ndarray:
-        merged = np.empty((count, *pieces[0].shape[1:]), pieces[0].dtype)
-        for (here, _), piece in zip(parts, pieces, strict=True):
-            merged[here] = piece
-        return merged
-
-    tokens = merge([rows.tokens for _, rows in parts])
-    sizes = [rows.sizes for _, rows in parts if rows.sizes is not None]
-    documents = [rows.documents for _, rows in parts if rows.documents is not None]
-    return Rows(tokens, merge(sizes) if sizes else None, merge(documents) if documents else None)
+        return torch.from_numpy(values.astype(dtype, copy=False))
+    pinned = torch.empty(values.shape, dtype=_TORCH[dtype], pin_memory=True)
+    np.copyto(pinned.numpy(), values)
+    return pinned

@@ -5,6 +5,7 @@ copy them, so they are gathered by address: a view spans the addresses between t
 NumPy's indexing copies the rows, and nothing between them is touched. The caller answers for every address.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,16 @@ class _Span:
         }
 
 
-def gather(addresses: np.ndarray, width: int, dtype: np.dtype) -> np.ndarray:
-    """Copy `width` items from each address, int64, all aligned to the item: `[n] -> [n, width]`."""
-    if not len(addresses) or not width:
-        return np.empty((len(addresses), width), dtype)
+def gather(addresses: np.ndarray, width: int, dtype: np.dtype, count: int) -> Iterator[np.ndarray]:
+    """Copy `width` items from each address, `count` rows at a time: int64 `[n] -> [count, width]` each.
+
+    All addresses must be aligned to the item.
+    """
     base = int(addresses.min())
     rows = np.asarray(_Span(base, int(addresses.max()), width, dtype))
-    return rows[(addresses - base) // dtype.itemsize]
+    indices = (addresses - base) // dtype.itemsize
+    for start in range(0, len(indices), count):
+        yield rows[indices[start : start + count]]
 
 
 def map_file(path: Path, size: int) -> torch.Tensor:

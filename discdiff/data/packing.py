@@ -12,15 +12,13 @@ from discdiff.types import DiscdiffError, Value
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Sequences as they are read."""
+class Spans:
+    """Where rows lie in the token stream of a store."""
 
-    tokens: np.ndarray
-    """`[n, L]`, in the type of the store."""
+    begin: np.ndarray
+    """`[n]`"""
     sizes: np.ndarray | None = None
-    """How many of each row are text, `[n]`; the rest is padding. None if all are."""
-    documents: np.ndarray | None = None
-    """Which document of its row each token belongs to, `[n, L]`."""
+    """How many tokens of each row are text, `[n]`; what follows is padding. None if all are."""
 
 
 class Packing(Protocol):
@@ -30,8 +28,12 @@ class Packing(Protocol):
         """Rows of one epoch."""
         ...
 
-    def read(self, store: Store, rows: np.ndarray, visits: np.ndarray, seed: int) -> Rows:
-        """Rows by number. `visits` are their positions in the endless stream: what chance is keyed by."""
+    def spans(self, store: Store, rows: np.ndarray, visits: np.ndarray, seed: int) -> Spans:
+        """Where rows lie, by number. `visits`, their positions in the endless stream, key what is drawn."""
+        ...
+
+    def documents(self, store: Store, begin: np.ndarray) -> np.ndarray | None:
+        """Which document of its row each token belongs to, where attention must know: `[n] -> [n, L]`."""
         ...
 
 
@@ -43,10 +45,13 @@ class _Cut(Value, frozen=True):
     def count(self, store: Store) -> int:
         if store.tokens < self.length:
             raise DiscdiffError(
-                f"length {self.length} is longer than the split's {store.tokens} tokens; take a shorter length "
+                f"length {self.length} is longer than the split's {store.tokens} tokens; take a shorter one "
                 f"or more text for split {store.split!r} of {store.uri}"
             )
         return store.tokens // self.length
+
+    def spans(self, store: Store, rows: np.ndarray, visits: np.ndarray, seed: int) -> Spans:
+        return Spans(rows * self.length)
 
 
 class Wrap(_Cut, frozen=True):
@@ -57,8 +62,8 @@ class Wrap(_Cut, frozen=True):
 
     kind: Literal["wrap"] = "wrap"
 
-    def read(self, store: Store, rows: np.ndarray, visits: np.ndarray, seed: int) -> Rows:
-        return Rows(store.read(rows * self.length, self.length))
+    def documents(self, store: Store, begin: np.ndarray) -> None:
+        return None
 
 
 class Isolated(_Cut, frozen=True):
@@ -66,50 +71,48 @@ class Isolated(_Cut, frozen=True):
 
     kind: Literal["isolated"] = "isolated"
 
-    def read(self, store: Store, rows: np.ndarray, visits: np.ndarray, seed: int) -> Rows:
-        marks = np.zeros((len(rows), self.length), np.int64)
-        for mark, begin in zip(marks, (rows * self.length).tolist(), strict=True):
-            mark[store.starts(begin + 1, begin + self.length) - begin] = 1
-        return Rows(store.read(rows * self.length, self.length), documents=marks.cumsum(axis=1))
+    def documents(self, store: Store, begin: np.ndarray) -> np.ndarray:
+        marks = np.zeros((len(begin), self.length), np.int64)
+        for mark, start in zip(marks, begin.tolist(), strict=True):
+            mark[store.starts(start + 1, start + self.length) - start] = 1
+        return marks.cumsum(axis=1)
 
 
-class PerDocument(Value, frozen=True):
+class _OneDocument(Value, frozen=True):
+    """One document a row."""
+
+    length: int = Field(ge=1)
+
+    def count(self, store: Store) -> int:
+        return store.documents
+
+    def documents(self, store: Store, begin: np.ndarray) -> None:
+        return None
+
+
+class PerDocument(_OneDocument, frozen=True):
     """One document a row, from its beginning, cut at `length`, padded if it is shorter."""
 
     kind: Literal["document"] = "document"
-    length: int = Field(ge=1)
 
-    def count(self, store: Store) -> int:
-        return store.documents
-
-    def read(self, store: Store, rows: np.ndarray, visits: np.ndarray, seed: int) -> Rows:
+    def spans(self, store: Store, rows: np.ndarray, visits: np.ndarray, seed: int) -> Spans:
         begin, sizes = store.borders(rows)
-        return _padded(store, begin, np.minimum(sizes, self.length), self.length)
+        return Spans(begin, np.minimum(sizes, self.length))
 
 
-class Crop(Value, frozen=True):
+class Crop(_OneDocument, frozen=True):
     """One document a row: `length` tokens from a random place, another at each visit; padded if shorter."""
 
     kind: Literal["crop"] = "crop"
-    length: int = Field(ge=1)
 
-    def count(self, store: Store) -> int:
-        return store.documents
-
-    def read(self, store: Store, rows: np.ndarray, visits: np.ndarray, seed: int) -> Rows:
+    def spans(self, store: Store, rows: np.ndarray, visits: np.ndarray, seed: int) -> Spans:
         begin, sizes = store.borders(rows)
-        words = mix(derive(seed, *_CROPS) + visits.astype(np.uint64))
+        words = mix(derive(seed, _CROPS) + mix(visits.astype(np.uint64)))
         shift = below(words, np.maximum(sizes - self.length, 0) + 1)
-        return _padded(store, begin + shift, np.minimum(sizes, self.length), self.length)
+        return Spans(begin + shift, np.minimum(sizes, self.length))
 
 
 AnyPacking = Annotated[Wrap | Isolated | PerDocument | Crop, Field(discriminator="kind")]
 
-_CROPS = (0xC409,)
+_CROPS = 0xC409
 """Keeps the places of crops apart from other draws of the same seed."""
-
-
-def _padded(store: Store, begin: np.ndarray, sizes: np.ndarray, length: int) -> Rows:
-    tokens = store.read(begin, length)
-    tokens[np.arange(length) >= sizes[:, None]] = store.separator or 0
-    return Rows(tokens, sizes)

@@ -28,7 +28,7 @@ class Remote(Value, frozen=True):
 
     cache: Path = Field(default_factory=lambda: Path.home() / ".cache" / "discdiff" / "chunks")
     limit: int = Field(default=32 * 2**30, gt=0)
-    """Bytes that the cache may hold. A shuffled pass works on 1,024 blocks of 256 rows at a time; if the cache
+    """Bytes that the cache may hold. A shuffled pass works on 1,024 blocks of 256 rows at once; if the cache
     holds fewer, chunks are downloaded more than once."""
     attempts: int = Field(default=5, ge=1)
     pause: float = Field(default=0.5, ge=0)
@@ -44,6 +44,7 @@ class RemoteChunks:
     """Chunks of shards that are far away, each mapped from a file of the cache."""
 
     contiguous = False
+    reach = 1
 
     def __init__(self, folder: Folder, chunks: Chunks, remote: Remote, *, checksums: bool):
         self._folder = folder

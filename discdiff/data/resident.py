@@ -35,6 +35,8 @@ class BadShardError(DiscdiffError):
 class Resident(Protocol):
     contiguous: bool
     """Whether the chunks of a shard follow one another in memory."""
+    reach: int
+    """Tokens that are best read at once."""
     address: np.ndarray
     """Where each chunk lies, 0 if it does not, int64 `[chunks]`."""
 
@@ -74,6 +76,7 @@ class LocalChunks:
     """Shards on a local disk, memory-mapped as a whole, checked chunk by chunk, or by size alone."""
 
     contiguous = True
+    reach = 2**19
 
     def __init__(self, folder: Folder, chunks: Chunks, *, checksums: bool):
         self._folder = folder

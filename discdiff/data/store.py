@@ -2,12 +2,12 @@
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from threading import RLock
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from discdiff.data.retry import GaveUpError, retry
 from discdiff.data.shard import Shard
 from discdiff.data.tokenizers import from_json
 from discdiff.types import DiscdiffError
+
+T = TypeVar("T")
 
 OFFSET = np.dtype("<i4")
 MOST_OFFSETS = 64
@@ -116,6 +118,11 @@ class Store:
         )
 
     @property
+    def reach(self) -> int:
+        """Tokens that are best read at once: more where they are near."""
+        return self._resident.reach
+
+    @property
     def fingerprint(self) -> str:
         """Names what is read: the manifest's, and with shards left out another."""
         skipped = [shard.path for shard in self.skipped.shards]
@@ -135,22 +142,31 @@ class Store:
 
     def read(self, begin: np.ndarray, width: int) -> np.ndarray:
         """`width` tokens from each place of the stream, 0 past its end: `[n] -> [n, width]`, as stored."""
+        batches = self.batches(begin, width, max(len(begin), 1), _as_stored)
+        return batches[0] if batches else np.empty((0, width), self.dtype)
+
+    def batches(
+        self, begin: np.ndarray, width: int, count: int, convert: Callable[[np.ndarray], T]
+    ) -> list[T]:
+        """What `read` gives, `count` rows at a time, each batch converted while the cache still holds it."""
         shard = np.searchsorted(self._first_token, begin, side="right") - 1
         shard = np.minimum(shard, len(self.shards) - 1)
         inside = begin + width <= self._first_token[shard + 1]
         if inside.all():
-            return self._read_inside(shard, begin, width)
+            return self._bytes(shard, self._at(shard, begin), width, self.dtype, count, convert)
         rows = np.zeros((len(begin), width), self.dtype)
-        rows[inside] = self._read_inside(shard[inside], begin[inside], width)
+        if inside.any():
+            at = self._at(shard[inside], begin[inside])
+            rows[inside] = self._bytes(shard[inside], at, width, self.dtype, len(at), _as_stored)[0]
         for i in np.flatnonzero(~inside):
             self._read_across(int(begin[i]), rows[i])
-        return rows
+        return [convert(rows[i : i + count]) for i in range(0, len(rows), count)]
 
     def borders(self, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where in the stream each document begins and how many tokens it has: int64 `[n] -> [n], [n]`."""
         shard = np.searchsorted(self._first_document, documents, side="right") - 1
         at = self._offsets_at[shard] + OFFSET.itemsize * (documents - self._first_document[shard])
-        ends = self._bytes(shard, at, 2, OFFSET).astype(np.int64)
+        ends = self._bytes(shard, at, 2, OFFSET, len(at), _as_stored)[0].astype(np.int64)
         return self._first_token[shard] + ends[:, 0], ends[:, 1] - ends[:, 0]
 
     def starts(self, begin: int, end: int) -> np.ndarray:
@@ -181,9 +197,9 @@ class Store:
     def __repr__(self) -> str:
         return f"Store({self.uri!r}, {self.split!r}: {self.tokens:,} tokens, {self.documents:,} documents)"
 
-    def _read_inside(self, shard: np.ndarray, begin: np.ndarray, width: int) -> np.ndarray:
-        at = self._values_at[shard] + self.dtype.itemsize * (begin - self._first_token[shard])
-        return self._bytes(shard, at, width, self.dtype)
+    def _at(self, shard: np.ndarray, begin: np.ndarray) -> np.ndarray:
+        """The byte of the shard's file at which a place of the stream lies."""
+        return self._values_at[shard] + self.dtype.itemsize * (begin - self._first_token[shard])
 
     def _read_across(self, begin: int, row: np.ndarray) -> None:
         """Fill a row that passes the end of a shard."""
@@ -191,7 +207,8 @@ class Store:
         while place < end:
             shard = np.searchsorted(self._first_token, [place], side="right") - 1
             count = min(end, int(self._first_token[shard[0] + 1])) - place
-            piece = self._read_inside(shard, np.array([place]), count)
+            at = self._at(shard, np.array([place]))
+            piece = self._bytes(shard, at, count, self.dtype, 1, _as_stored)[0]
             row[place - begin : place - begin + count] = piece[0]
             place += count
 
@@ -199,17 +216,26 @@ class Store:
         with self._lock:
             if shard not in self._offsets:
                 at = self._offsets_at[[shard]]
-                offsets = self._bytes(np.array([shard]), at, self.shards[shard].documents + 1, OFFSET)
-                self._offsets[shard] = offsets[0].astype(np.int64)
+                count = self.shards[shard].documents + 1
+                offsets = self._bytes(np.array([shard]), at, count, OFFSET, 1, _as_stored)[0][0]
+                self._offsets[shard] = offsets.astype(np.int64)
             self._offsets.move_to_end(shard)
             if len(self._offsets) > MOST_OFFSETS:
                 self._offsets.popitem(last=False)
             return self._offsets[shard]
 
-    def _bytes(self, shard: np.ndarray, at: np.ndarray, width: int, dtype: np.dtype) -> np.ndarray:
-        """`width` items from byte `at` of each shard's file, none of which passes the end of the values."""
-        if not len(at) or not width:
-            return np.empty((len(at), width), dtype)
+    def _bytes(
+        self,
+        shard: np.ndarray,
+        at: np.ndarray,
+        width: int,
+        dtype: np.dtype,
+        count: int,
+        convert: Callable[[np.ndarray], T],
+    ) -> list[T]:
+        """`width` items from byte `at` of each shard's file, one at least, `count` rows at a time."""
+        if not len(at):
+            return []
         chunk = self.manifest.chunk
         base = self._first_chunk[shard]
         first, last = base + at // chunk, base + (at + width * dtype.itemsize - 1) // chunk
@@ -217,13 +243,13 @@ class Store:
             self._bring(first, last)
             addresses = self._resident.address[first] + at % chunk
             if self._resident.contiguous or (first == last).all():
-                return gather(addresses, width, dtype)
+                return [convert(rows) for rows in gather(addresses, width, dtype, count)]
             rows = np.empty((len(at), width), dtype)
-            whole = first == last
-            rows[whole] = gather(addresses[whole], width, dtype)
+            if (whole := first == last).any():
+                rows[whole] = next(gather(addresses[whole], width, dtype, len(at)))
             for i in np.flatnonzero(~whole):
                 rows[i] = self._join(int(first[i]), int(at[i]) % chunk, width * dtype.itemsize).view(dtype)
-            return rows
+            return [convert(rows[i : i + count]) for i in range(0, len(at), count)]
 
     def _bring(self, first: np.ndarray, last: np.ndarray) -> None:
         address = self._resident.address
@@ -242,9 +268,13 @@ class Store:
         while size:
             count = min(size, self.manifest.chunk - at)
             place = self._resident.address[[number]] + at
-            pieces.append(gather(place, count, np.dtype(np.uint8))[0])
+            pieces.append(next(gather(place, count, np.dtype(np.uint8), 1))[0])
             number, at, size = number + 1, 0, size - count
         return np.concatenate(pieces)
+
+
+def _as_stored(rows: np.ndarray) -> np.ndarray:
+    return rows
 
 
 def _sums(counts: Sequence[int]) -> np.ndarray:
