@@ -7,7 +7,7 @@ finds them again: what is noted is not done a second time.
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from discdiff.data.folder import Folder
 from discdiff.data.manifest import Manifest
@@ -19,6 +19,7 @@ R = TypeVar("R")
 _NOTES = "_build"
 
 
+@runtime_checkable
 class Each(Protocol):
     """Applies a function to each item, anywhere and in any order; yields index and result."""
 

@@ -1,17 +1,19 @@
 """All corpora: each plans the parts that tasks read, from its inputs alone, and reads a part as documents."""
 
 from collections.abc import Iterator
-from typing import Annotated, Protocol
+from typing import Annotated, Protocol, runtime_checkable
 
 from pydantic import Field
 
 from discdiff.data.files import Files
+from discdiff.data.laws import Law
 from discdiff.data.pythondocs import PythonDocs
 from discdiff.data.spans import SPAN, Piece, Span
 
-__all__ = ["AnyCorpus", "Corpus", "Files", "Piece", "PythonDocs", "Span"]
+__all__ = ["AnyCorpus", "Corpus", "Files", "Law", "Piece", "PythonDocs", "Span"]
 
 
+@runtime_checkable
 class Corpus(Protocol):
     """Documents in a fixed order, in parts that can be read apart."""
 
@@ -24,4 +26,4 @@ class Corpus(Protocol):
         ...
 
 
-AnyCorpus = Annotated[PythonDocs | Files, Field(discriminator="kind")]
+AnyCorpus = Annotated[PythonDocs | Files | Law, Field(discriminator="kind")]

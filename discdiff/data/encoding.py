@@ -7,7 +7,7 @@ tokenizer's identity.
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -25,6 +25,7 @@ class Encoded(NamedTuple):
     offsets: np.ndarray
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """Text to ids and back."""
 

@@ -17,7 +17,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import fastokens
 import fsspec
@@ -55,6 +55,7 @@ class Audit:
         return Audit(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Encodes documents as they are: special tokens are not recognized in text, none are added."""
 
