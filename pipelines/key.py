@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel
 
+ABSENT = "absent"
 Json = None | bool | int | float | str | list[Any] | dict[str, Any]
 
 
@@ -67,9 +68,7 @@ def fields(spec: BaseModel) -> dict[str, Json]:
 
 def key(stage: str, version: int, spec: object) -> str:
     """`train-6f1d0c9a4b7e2035`: the stage and 64 bits of SHA-256 over the canonical JSON."""
-    text = json.dumps(
-        [stage, version, canonical(spec)], sort_keys=True, separators=(",", ":"), ensure_ascii=True
-    )
+    text = _text([stage, version, canonical(spec)])
     return f"{stage}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
@@ -88,7 +87,12 @@ def flatten(tree: Json, prefix: str = "") -> dict[str, Json]:
 
 
 def changes(before: Json, after: Json) -> dict[str, tuple[Json, Json]]:
-    """The fields that differ between two canonical specifications; a field that is missing counts as None."""
+    """The fields that differ between two canonical specifications; one that is missing reads "absent"."""
     old, new = flatten(before), flatten(after)
     names = list(new) + [name for name in old if name not in new]
-    return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
+    pairs = {name: (old.get(name, ABSENT), new.get(name, ABSENT)) for name in names}
+    return {name: pair for name, pair in pairs.items() if _text(pair[0]) != _text(pair[1])}
+
+
+def _text(tree: Json) -> str:
+    return json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=True)

@@ -69,24 +69,26 @@ class Place:
         Folder(*self.filesystem()).put(name, data)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Make a file and return True, or return False where it already exists."""
-        if self.local is None:
-            fs, path = self.filesystem()
-            try:
-                fs.pipe_file(f"{path}/{name}", data, mode="create")
-            except OSError:  # S3's failed precondition arrives as a bare OSError
-                if fs.exists(f"{path}/{name}"):
-                    return False
-                raise
-            return True
-        part = _part(self.local, data)
+        """Make a file and return True, or return False where it already exists.
+
+        Raises DiscdiffError where it can't be made.
+        """
         try:
-            os.link(part, self.local / name)
-        except FileExistsError:
-            return False
-        finally:
-            part.unlink()
-        _sync(self.local)
+            return self._create_remote(name, data) if self.local is None else _create(self.local, name, data)
+        except OSError as error:
+            raise DiscdiffError(
+                f"{self.uri}/{name} can't be written: {error.strerror or error}; "
+                "give a place that you may write to."
+            ) from error
+
+    def _create_remote(self, name: str, data: bytes) -> bool:
+        fs, path = self.filesystem()
+        try:
+            fs.pipe_file(f"{path}/{name}", data, mode="create")
+        except OSError:  # S3's failed precondition arrives as a bare OSError
+            if fs.exists(f"{path}/{name}"):
+                return False
+            raise
         return True
 
     def names(self) -> list[str]:
@@ -130,14 +132,21 @@ class Place:
                 fs.put_file(str(each), f"{path}/{each.relative_to(folder).as_posix()}")
 
 
-def _part(folder: Path, data: bytes) -> Path:
+def _create(folder: Path, name: str, data: bytes) -> bool:
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f".{uuid.uuid4().hex}.part"
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return part
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(part, folder / name)
+    except FileExistsError:
+        return False
+    finally:
+        part.unlink(missing_ok=True)
+    _sync(folder)
+    return True
 
 
 def _sync(path: Path) -> None:

@@ -6,6 +6,7 @@ never for a cached stage.
 
 import logging
 import os
+import secrets
 import socket
 import threading
 from collections.abc import Callable
@@ -49,12 +50,14 @@ class Cluster:
 
         Raises DiscdiffError where the named cluster can't be reached.
         """
-        import ray
-
         with self._lock:
+            address = self.placement.address or os.environ.get("RAY_ADDRESS")
+            if address is None:
+                _prepare_private()
+            import ray
+
             if ray.is_initialized():
                 return
-            address = self.placement.address or os.environ.get("RAY_ADDRESS")
             if address is None:
                 self._start_private()
             else:
@@ -80,7 +83,6 @@ class Cluster:
         import ray
 
         place = self.placement
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         wanted = place.workers * place.cpus * place.concurrent
         ray.init(
             num_cpus=max(os.cpu_count() or 1, round(wanted + 0.5)),
@@ -102,6 +104,14 @@ class Cluster:
                 f"no Ray cluster answers at {address!r}; start one with `ray start --head`, "
                 "or give no address and unset RAY_ADDRESS to have a private one started."
             ) from error
+
+
+def _prepare_private() -> None:
+    """What Ray reads when it is imported: a token of this process's own, so that nobody else gets in."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def _free(port: int | None) -> int | None:
