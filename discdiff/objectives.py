@@ -68,6 +68,22 @@ def divergence(log_p: Float[Tensor, "*n K"], log_q: Float[Tensor, "*n K"]) -> Fl
     return (log_p.exp() * torch.where(log_p > -torch.inf, log_p - log_q, 0)).sum(-1)
 
 
+def masked_divergence(
+    clock: "AnyClock",
+    schedule: Schedule,
+    logits: Float[Tensor, "*n V"],
+    x0: Int64[Tensor, "*n"],
+    x_t: Int64[Tensor, "*n"],
+    t: Float64[Tensor, "*n"],
+) -> Float[Tensor, "*n"]:
+    """The bound's integrand with mask noise: weighted cross-entropy at masked positions. `[..., V] ->
+    [...]`
+    """
+    entropy = -logits.log_softmax(-1).gather(-1, x0[..., None])[..., 0]
+    weight = clock.mask_weight(schedule, t) * (x_t == logits.shape[-1])
+    return entropy * weight.to(entropy)
+
+
 class Continuous(Value, frozen=True):
     """Time runs through [0, 1]: the divergence of rates."""
 

@@ -138,6 +138,27 @@ class Polynomial(Schedule, frozen=True):
         return (1 - alpha) ** (1 / self.power)
 
 
+class Power(Schedule, frozen=True):
+    """alpha = (1 - t)^n: the scheduler kappa = (1 - t)^n of discrete flow matching (arXiv:2407.15595), t = 0
+    data.
+    """
+
+    kind: Literal["power"] = "power"
+    power: float = Field(default=2.0, ge=1)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return (1 - t) ** self.power
+
+    def beta(self, t: Tensor) -> Tensor:
+        return -torch.expm1(self.power * torch.log1p(-t))
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        return -self.power * (1 - t) ** (self.power - 1)
+
+    def inverse(self, alpha: Tensor) -> Tensor:
+        return 1 - alpha ** (1 / self.power)
+
+
 class Geometric(Schedule, frozen=True):
     """alpha = exp(-low^(1-t) high^t): the geometric noise of SEDD (arXiv:2310.16834). Both ends are cut
     off.
@@ -170,4 +191,6 @@ class Geometric(Schedule, frozen=True):
         return ((-alpha.log()).log() - math.log(self.low)) / math.log(self.high / self.low)
 
 
-AnySchedule = Annotated[Linear | Cosine | SquaredCosine | Polynomial | Geometric, Field(discriminator="kind")]
+AnySchedule = Annotated[
+    Linear | Cosine | SquaredCosine | Polynomial | Power | Geometric, Field(discriminator="kind")
+]

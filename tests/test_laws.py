@@ -17,17 +17,24 @@ from scipy import stats
 from discdiff import oracle
 from discdiff.methods import (
     AnyMethod,
+    ArgmaxFlow,
     Autoregressive,
     D3pm,
     Diffusion,
     DiscreteFlow,
+    FlowMatching,
+    GenMd4,
     Gidd,
+    Md4,
     Mdlm,
     Method,
+    Multinomial,
     Scored,
     Sedd,
     Udlm,
 )
+from discdiff.methods.flow_matching import GeneralizedKl
+from discdiff.methods.gidd import Exact
 from discdiff.networks import Transformer
 from discdiff.noise import Noise
 from discdiff.objectives import Steps, rate_divergence
@@ -35,7 +42,7 @@ from discdiff.oracle import Law, exact_bound, exact_law, exact_steps, on_tokens,
 from discdiff.parameterizations import LeaveOneOut, Posterior, ScaledScore, Score
 from discdiff.processes import Hybrid, Mask, Uniform
 from discdiff.samplers import Ancestral, Euler, Sampler
-from discdiff.schedules import Cosine, Geometric, Linear, Polynomial, SquaredCosine
+from discdiff.schedules import Cosine, Geometric, Linear, Polynomial, Power, SquaredCosine
 from discdiff.types import canvas
 
 VOCAB, LENGTH = 3, 2
@@ -66,7 +73,17 @@ ENTRIES = [
     Entry(D3pm(clock=Steps(count=16))),
     Entry(D3pm(process=Mask(), clock=Steps(count=16))),
     Entry(D3pm(process=Hybrid(), parameterization=Posterior(), clock=Steps(count=16))),
+    Entry(Mdlm(clock=Steps(count=16))),
+    Entry(Md4()),
+    Entry(Md4(process=Mask(schedule=Polynomial(power=2)))),
+    Entry(GenMd4(), laws="tests/test_genmd4.py"),
+    Entry(Gidd(weighting=Exact())),
+    Entry(Multinomial(clock=Steps(count=16))),
+    Entry(FlowMatching()),
+    Entry(FlowMatching(process=Mask(schedule=Cosine()), learns=GeneralizedKl())),
+    Entry(FlowMatching(process=Uniform(schedule=Power(power=3)), learns=GeneralizedKl())),
     Entry(DiscreteFlow(), laws="tests/test_flows.py"),
+    Entry(ArgmaxFlow(), laws="tests/test_flows.py"),
 ]
 METHODS_IN_TABLE = [entry.method for entry in ENTRIES]
 METHODS = [entry.method for entry in ENTRIES if entry.laws == "tests/test_laws.py"]

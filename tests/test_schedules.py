@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 import torch
 
-from discdiff.schedules import AnySchedule, Cosine, Geometric, Linear, Polynomial, SquaredCosine
+from discdiff.schedules import AnySchedule, Cosine, Geometric, Linear, Polynomial, Power, SquaredCosine
 
 SCHEDULES = [
     Linear(),
@@ -15,6 +15,8 @@ SCHEDULES = [
     SquaredCosine(offset=0.0),
     Polynomial(power=2.0),
     Polynomial(power=0.5),
+    Power(power=1.0),
+    Power(power=3.0),
     Geometric(),
 ]
 TIMES = torch.linspace(0.001, 0.999, 301, dtype=torch.float64)

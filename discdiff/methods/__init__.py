@@ -14,8 +14,12 @@ from discdiff.methods.autoregressive import Autoregressive
 from discdiff.methods.d3pm import D3pm
 from discdiff.methods.diffusion import Diffusion
 from discdiff.methods.discrete_flow import DiscreteFlow
+from discdiff.methods.flow_matching import FlowMatching
+from discdiff.methods.genmd4 import GenMd4
 from discdiff.methods.gidd import Gidd
+from discdiff.methods.md4 import Md4
 from discdiff.methods.mdlm import Mdlm
+from discdiff.methods.multinomial import Multinomial
 from discdiff.methods.sedd import Sedd
 from discdiff.methods.udlm import Udlm
 from discdiff.networks import AnyBackbone
@@ -30,9 +34,13 @@ __all__ = [
     "D3pm",
     "Diffusion",
     "DiscreteFlow",
+    "FlowMatching",
+    "GenMd4",
     "Gidd",
+    "Md4",
     "Mdlm",
     "Method",
+    "Multinomial",
     "Scored",
     "Sedd",
     "Udlm",
@@ -59,7 +67,18 @@ class Scored(Method, Protocol):
 
 
 AnyMethod = Annotated[
-    Autoregressive | Mdlm | Udlm | Gidd | Sedd | D3pm | DiscreteFlow | ArgmaxFlow,
+    Autoregressive
+    | Mdlm
+    | Md4
+    | GenMd4
+    | Udlm
+    | Gidd
+    | Sedd
+    | D3pm
+    | Multinomial
+    | FlowMatching
+    | DiscreteFlow
+    | ArgmaxFlow,
     Field(discriminator="kind"),
 ]
 DiscreteFlow.model_rebuild(_types_namespace={"AnyMethod": AnyMethod})

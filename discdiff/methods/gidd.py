@@ -6,19 +6,59 @@ does not depend on where the jump comes from, the bound's integrand is
     R / q_t(x_t|x_0) * ( KL(q_t(.|x_0) || q̂)  +  IS(q_t(x_t|x_0) || q̂(x_t)) ),        IS(p || q) = p/q -
     log(p/q) - 1.
 
+Training may replace the weight R / q_t(x_t|x_0), which is unbounded at both ends of time, by the paper's
+dynamic one: with lambda = log(alpha / (1 - alpha)) and B the scale of the uniform noise (`Hybrid`),
+
+    w ( 1 + [x_t = mask] + (B / V exp(-lambda / 2) - 1) [x_t = x_0] ),
+
+which keeps the order of weights between masked, replaced and untouched tokens. The bound never uses it.
+
 As q_t(.|x_0) takes two values on tokens and both laws agree on the mask, KL needs q̂ at x_0 and the sum of
 log q̂ over tokens.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from discdiff.methods.diffusion import Diffusion
 from discdiff.objectives import Continuous
 from discdiff.parameterizations import LeaveOneOut
 from discdiff.processes import Hybrid
+from discdiff.types import Value
+
+
+class Exact(Value, frozen=True):
+    """Train on the bound itself."""
+
+    kind: Literal["exact"] = "exact"
+
+    def weight(
+        self, process: Hybrid, exact: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, vocab: int
+    ) -> Tensor:
+        """The bound's own weight."""
+        return exact
+
+
+class Dynamic(Value, frozen=True):
+    """Train with the dynamic weight, `scale` times (1, 2 at masks, B / V exp(-lambda / 2) at untouched
+    tokens).
+    """
+
+    kind: Literal["dynamic"] = "dynamic"
+    scale: float = Field(default=1.0, gt=0)
+
+    def weight(
+        self, process: Hybrid, exact: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, vocab: int
+    ) -> Tensor:
+        """The dynamic weight, at each position."""
+        level = process.levels(t, vocab)
+        odds = (level.mask + vocab * level.uniform) / level.alpha  # exp(-lambda)
+        untouched = process.strength / vocab * odds.sqrt()
+        weight = torch.where(x_t == vocab, 2.0, torch.where(x_t == x0, untouched, 1.0))
+        return (self.scale * weight).to(exact)
 
 
 class Gidd(Diffusion, frozen=True):
@@ -28,9 +68,20 @@ class Gidd(Diffusion, frozen=True):
     process: Hybrid = Hybrid()
     parameterization: LeaveOneOut = LeaveOneOut()
     clock: Continuous = Continuous()  # pyright: ignore[reportIncompatibleVariableOverride]
+    weighting: Annotated[Exact | Dynamic, Field(discriminator="kind")] = Dynamic()
 
     def density(self, raw: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The divergence of marginals, weighted by the rate. `[N, V] -> [N]`"""
+        """The divergence of marginals with the bound's weight. `[N, V] -> [N]`"""
+        weight, nats = self._terms(raw, x0, x_t, t)
+        return weight * nats
+
+    def objective(self, raw: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The divergence of marginals with the weight of training. `[N, V] -> [N]`"""
+        exact, nats = self._terms(raw, x0, x_t, t)
+        return self.weighting.weight(self.process, exact, x0, x_t, t, raw.shape[-1]) * nats
+
+    def _terms(self, raw: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """R / q_t(x_t|x_0), and KL + IS."""
         vocab = raw.shape[-1]
         level = self.process.levels(t, vocab)
         alpha, low, mask = (x.to(raw) for x in (level.alpha, level.uniform, level.mask))
@@ -44,4 +95,4 @@ class Gidd(Diffusion, frozen=True):
         true_t = torch.where(masked, mask, torch.where(x_t == x0, high, low))
         log_ratio = torch.where(masked, 0, true_t.log() - log_qt)
         rate = self.process.rate(x_t, t, vocab)[..., 0].to(raw)
-        return rate / true_t * (kl + torch.expm1(log_ratio) - log_ratio)
+        return rate / true_t, kl + torch.expm1(log_ratio) - log_ratio

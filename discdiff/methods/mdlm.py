@@ -11,10 +11,10 @@ Shi et al. 2024 (MD4, arXiv:2406.04329) derive the same model; theirs has other 
 
 from typing import Literal
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from discdiff.methods.diffusion import Diffusion
+from discdiff.objectives import masked_divergence
 from discdiff.parameterizations import Posterior
 from discdiff.processes import Mask
 
@@ -28,6 +28,4 @@ class Mdlm(Diffusion, frozen=True):
 
     def density(self, raw: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Cross-entropy at masked positions, weighted. `[N, V] -> [N]`"""
-        entropy = F.cross_entropy(raw, x0, reduction="none")
-        masked = x_t == raw.shape[-1]
-        return entropy * (self.clock.mask_weight(self.process.schedule, t) * masked).to(entropy)
+        return masked_divergence(self.clock, self.process.schedule, raw, x0, x_t, t)

@@ -26,12 +26,16 @@ class Hybrid(Interpolating, frozen=True):
     uniform: float = Field(default=0.1, gt=0, lt=1)
     sharpness: float = Field(default=1.0, gt=0)
 
+    @property
+    def strength(self) -> float:
+        """B, by which the uniform noise is scaled."""
+        return 2**self.sharpness * self.uniform / (1 - self.uniform)
+
     def levels(self, t: Tensor, vocab: int) -> Levels:
         untouched, dtau = self.schedule.alpha(t), -self.schedule.dalpha(t)
         tau, half = self.schedule.beta(t), self.sharpness / 2
-        scale = 2**self.sharpness * self.uniform / (1 - self.uniform)
-        c = scale * (tau * untouched) ** half
-        dc = scale * half * (tau * untouched) ** (half - 1) * (untouched - tau)
+        c = self.strength * (tau * untouched) ** half
+        dc = self.strength * half * (tau * untouched) ** (half - 1) * (untouched - tau)
         whole, square = 1 + c, (1 + c) ** 2
         return Levels(
             alpha=untouched / whole,
