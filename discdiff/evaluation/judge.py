@@ -7,7 +7,7 @@ the last hidden state at the last token.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ class Reading:
     features: NDArray[np.float64]
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Reads samples, as ids or as text, and names itself for the protocol."""
 

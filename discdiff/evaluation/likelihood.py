@@ -249,10 +249,8 @@ def _clock(method: object) -> str:
 
 
 def is_exact(method: object) -> bool:
-    """Whether `bound` is -log p itself: the method says so, or it has no time over which there would be an
-    estimate.
-    """
-    return bool(getattr(method, "exact", hasattr(method, "bound") and not hasattr(method, "density_at")))
+    """Whether the method says that `bound` is -log p itself, which takes no time and no noise."""
+    return bool(getattr(method, "exact", False))
 
 
 def bound_of(method: object) -> Bound:

@@ -71,7 +71,7 @@ def _overlapping(training: Iterable[NDArray[np.int64]], overlap: int) -> Iterato
             if size >= _PIECE:
                 piece = np.concatenate(held)
                 yield piece
-                held, size = [piece[len(piece) - overlap :]], 0
+                held, size = [piece[max(0, len(piece) - overlap) :]], 0
     if size:
         yield np.concatenate(held)
 

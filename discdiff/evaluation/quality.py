@@ -7,7 +7,6 @@ warns where it is not to be read at face value.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +63,7 @@ class Quality(Value, frozen=True):
     distance: Distance | None = None
     warnings: tuple[str, ...] = ()
 
-    def beside(self, real: "Quality") -> Self:
+    def beside(self, real: "Quality") -> "Quality":
         """The same row with the warnings that real text of equal count and length gives rise to."""
         return self.model_copy(update={"warnings": (*self.warnings, *_warnings(self, real))})
 

@@ -58,7 +58,7 @@ def _mix(key: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return key ^ (key >> np.uint64(31))
 
 
-def sequences(rows: Sequence[NDArray[np.int64]], vocab: int) -> Sequences:
+def sequences(rows: Sequence[NDArray[np.int64]] | NDArray[np.int64], vocab: int) -> Sequences:
     """Sequences from a list of id arrays or an `[N, L]` matrix.
 
     Raises `DiscdiffError` if there is none, if all are empty, or if an id is not below `vocab`.

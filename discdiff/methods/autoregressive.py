@@ -4,7 +4,7 @@ x_(i-1)), exactly.
 The network reads the sequence shifted by one, with a begin symbol (id V) in front, through causal attention.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,8 @@ class Autoregressive(Value, frozen=True):
     """Left to right, one token at a time."""
 
     kind: Literal["autoregressive"] = "autoregressive"
+    exact: ClassVar[bool] = True
+    """`bound` is -log p itself and takes no randomness."""
 
     def network(self, backbone: AnyBackbone, vocab: int) -> nn.Module:
         """A causal network over V tokens and a begin symbol; it has no use for a time."""
