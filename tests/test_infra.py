@@ -10,6 +10,8 @@ import os
 import re
 import subprocess
 import tomllib
+import urllib.error
+import urllib.request
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -131,6 +133,19 @@ def test_ray_demands_a_token_everywhere():
         assert cluster(each)["authOptions"] == {"mode": "token", "secretName": "discdiff-ray"}
     assert "--env RAY_AUTH_MODE=token" in launcher()["docker"]["run_options"]
     assert re.search(r"^ENV .*RAY_AUTH_MODE=token", dockerfile(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(("headers", "code"), [({}, 401), ({"Authorization": "Bearer another"}, 403)])
+def test_job_api_refuses_who_has_no_token(ray_cluster: Any, headers: dict[str, str], code: int):
+    """On a real cluster, started as the image starts it."""
+    jobs = f"{ray_cluster.dashboard}/api/jobs/"
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        urllib.request.urlopen(urllib.request.Request(jobs, headers=headers))
+    refusal.value.close()
+    assert refusal.value.code == code
+    ours = {"Authorization": f"Bearer {os.environ['RAY_AUTH_TOKEN']}"}
+    with urllib.request.urlopen(urllib.request.Request(jobs, headers=ours)) as answer:
+        assert answer.status == 200
 
 
 def test_no_pod_runs_as_root():
