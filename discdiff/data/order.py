@@ -16,7 +16,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -34,6 +34,7 @@ _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _Step = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
+@runtime_checkable
 class Order(Protocol):
     @property
     def rows(self) -> int:

@@ -1,7 +1,7 @@
 """How documents become rows of one length: the reader's choice, never the writer's."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from pydantic import Field
@@ -21,6 +21,7 @@ class Spans:
     """How many tokens of each row are text, `[n]`; what follows is padding. None if all are."""
 
 
+@runtime_checkable
 class Packing(Protocol):
     length: int
 

@@ -7,7 +7,7 @@ happens when it is first touched, in each process anew.
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ class BadShardError(DiscdiffError):
         self.reason = reason
 
 
+@runtime_checkable
 class Resident(Protocol):
     contiguous: bool
     """Whether the chunks of a shard follow one another in memory."""
