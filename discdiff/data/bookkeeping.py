@@ -17,6 +17,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _NOTES = "_build"
+UNPACKED = f"{_NOTES}/unpacked"
+"""Where the files of an archive lie meanwhile."""
 
 
 @runtime_checkable
@@ -64,4 +66,4 @@ def _remove(folder: Folder, name: str, wanted: set[str]) -> None:
             if file not in wanted:
                 fs.rm_file(file)
         if folder.is_local and not wanted.intersection(found):
-            fs.rmdir(path)
+            fs.rm(path, recursive=True)

@@ -8,11 +8,11 @@ shards are durable; the manifest comes last and makes the store visible.
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-from discdiff.data.bookkeeping import Each, Notes, here, tidy
+from discdiff.data.bookkeeping import UNPACKED, Each, Notes, here, tidy
 from discdiff.data.characters import Characters, alphabet_of
 from discdiff.data.dedup import without_duplicates
 from discdiff.data.encoding import Tokenizer
@@ -21,6 +21,7 @@ from discdiff.data.leakage import leakage
 from discdiff.data.manifest import MANIFEST, Manifest, commit, read_manifest
 from discdiff.data.preparation import Part, Preparation
 from discdiff.data.pretrained import Audit, PretrainedTokenizer
+from discdiff.data.published import Archived
 from discdiff.data.shard import Shard
 from discdiff.data.spans import Span
 from discdiff.data.specification import Tokenize
@@ -67,7 +68,9 @@ class _Build:
 def _made(work: _Build) -> tuple[Manifest, str]:
     spec, folder = work.spec, work.folder
     Notes(folder).put("started", work.key.encode())  # a folder that can't be written is found before the work
+    spec = _fetched(spec, folder)
     spans = spec.corpus.plan(spec.part)
+    work = replace(work, spec=spec)
     tokenizer = _tokenizer(work, spans)
     parts = _parts(work, spans, tokenizer.to_json())
     splits = {name: [shard for part in parts for shard in part.shards.get(name, ())] for name in SPLITS}
@@ -103,6 +106,14 @@ def _finished(folder: Folder, key: str) -> Manifest | None:
     if manifest.spec_key != key:
         raise DiscdiffError(f"{folder.uri} holds the store of another specification; give an empty folder")
     return manifest
+
+
+def _fetched(spec: Tokenize, folder: Folder) -> Tokenize:
+    """The specification with its corpus unpacked, if that is an archive."""
+    if not isinstance(spec.corpus, Archived):
+        return spec
+    corpus = spec.corpus.unpacked(Folder(folder.fs, folder.path(UNPACKED)))
+    return spec.model_copy(update={"corpus": corpus})
 
 
 def _tokenizer(work: _Build, spans: Sequence[Span]) -> Tokenizer:

@@ -7,10 +7,23 @@ from pydantic import Field
 
 from discdiff.data.files import Files
 from discdiff.data.laws import Law
+from discdiff.data.published import Lm1b, OpenWebText, Text8Corpus, Wikitext
 from discdiff.data.pythondocs import PythonDocs
 from discdiff.data.spans import SPAN, Piece, Span
 
-__all__ = ["AnyCorpus", "Corpus", "Files", "Law", "Piece", "PythonDocs", "Span"]
+__all__ = [
+    "AnyCorpus",
+    "Corpus",
+    "Files",
+    "Law",
+    "Lm1b",
+    "OpenWebText",
+    "Piece",
+    "PythonDocs",
+    "Span",
+    "Text8Corpus",
+    "Wikitext",
+]
 
 
 @runtime_checkable
@@ -26,4 +39,6 @@ class Corpus(Protocol):
         ...
 
 
-AnyCorpus = Annotated[PythonDocs | Files | Law, Field(discriminator="kind")]
+AnyCorpus = Annotated[
+    PythonDocs | Files | Law | Text8Corpus | Lm1b | OpenWebText | Wikitext, Field(discriminator="kind")
+]

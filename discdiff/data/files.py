@@ -1,6 +1,7 @@
 """A corpus of files: paths, globs, folders and fsspec URLs of text, JSON lines, Parquet and Arrow."""
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Literal
 
 from discdiff.data.inputs import CODECS, find
@@ -55,16 +56,18 @@ class Files(Value, frozen=True):
     def documents(self, span: Span) -> Iterator[str]:
         """The documents of a part, in order."""
         for piece in span.pieces:
-            if piece.suffix in TABLES:
-                yield from table_texts(piece, self.field)
-            elif piece.suffix.startswith(LINES):
-                yield from json_texts(piece, self.field)
-            else:
-                yield from texts(piece, self.separator)
+            yield from islice(self._read(piece), piece.first, piece.last)
 
     def count(self, piece: Piece) -> int:
         """How many documents a piece has: from the footer where there is one, else by reading."""
-        return rows_of(piece) if piece.suffix in TABLES else sum(1 for _ in self.documents(Span((piece,))))
+        return rows_of(piece) if piece.suffix in TABLES else sum(1 for _ in self._read(piece))
+
+    def _read(self, piece: Piece) -> Iterator[str]:
+        if piece.suffix in TABLES:
+            return table_texts(piece, self.field)
+        if piece.suffix.startswith(LINES):
+            return json_texts(piece, self.field)
+        return texts(piece, self.separator)
 
 
 def suffix_of(path: str) -> str:

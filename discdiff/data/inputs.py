@@ -18,11 +18,12 @@ _BLOCK = 4 * 2**20
 
 @dataclass(frozen=True)
 class Input:
-    """A file that can be read: its URL, its size if known, and what tells it from a later version."""
+    """A file that can be read: its URL, its size if known, its version and its time of modification."""
 
     url: str
     size: int | None
     version: str
+    stamp: str
 
 
 def find(url: str, suffixes: Sequence[str]) -> list[Input]:
@@ -67,8 +68,9 @@ def _found(fs: Any, path: str, url: str, suffixes: Sequence[str]) -> list[Input]
 
 def _input(url: str, info: dict[str, Any]) -> Input:
     size = info.get("size")
-    marks = (info.get(name) for name in ("ETag", "etag", "mtime", "LastModified", "sha256"))
-    return Input(url, size, f"{size} {next((str(mark) for mark in marks if mark), '')}".strip())
+    tag = info.get("ETag") or info.get("etag") or ""
+    stamp = info.get("mtime") or info.get("LastModified") or ""
+    return Input(url, size, f"{size} bytes {tag}".strip(), str(stamp))
 
 
 def codec_of(suffix: str) -> str | None:

@@ -7,6 +7,7 @@ cut at line borders into several.
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from discdiff.data.inputs import Input, blocks, codec_of, decompressed, opened
@@ -16,11 +17,11 @@ from discdiff.types import DiscdiffError
 
 def text_pieces(file: Input, suffix: str, separator: str | None, size: int = SPAN) -> list[Piece]:
     """A file in pieces of about `size` bytes where its format allows."""
-    whole = Piece(file.url, suffix, size=file.size or 0, version=file.version)
+    whole = Piece(file.url, suffix, size=file.size or 0, version=file.version, stamp=file.stamp)
     if file.size is None or file.size <= size or codec_of(suffix) or _overlaps(separator or "\n"):
         return [whole]
     ranges = cut(file.size, size)
-    return [Piece(file.url, suffix, a, b, b - a, file.version) for a, b in ranges]
+    return [replace(whole, start=a, stop=b, size=b - a) for a, b in ranges]
 
 
 def texts(piece: Piece, separator: str | None) -> Iterator[str]:
@@ -41,7 +42,7 @@ def _records(piece: Piece, separator: bytes) -> Iterator[tuple[int, bytes]]:
     """The records that begin in a piece, and where each does in the (decompressed) file."""
     codec = codec_of(piece.suffix)
     begin = max(0, piece.start - len(separator))
-    data = decompressed(piece.path, codec) if codec else blocks(piece.path, begin, piece.stop)
+    data = decompressed(piece.url, codec) if codec else blocks(piece.url, begin, piece.stop)
     for place, record in split(data, separator):
         at = begin + place
         if piece.stop is not None and at >= piece.stop:
@@ -66,9 +67,9 @@ def _whole(piece: Piece) -> str:
     """A text file as one document; a piece of a long one as the lines that begin in it."""
     codec = codec_of(piece.suffix)
     if codec:
-        return _text(piece, 0, b"".join(decompressed(piece.path, codec)))
+        return _text(piece, 0, b"".join(decompressed(piece.url, codec)))
     start, stop = _line(piece, piece.start), None if piece.stop is None else _line(piece, piece.stop)
-    with opened(piece.path) as file:
+    with opened(piece.url) as file:
         if start:
             file.seek(start)
         return _text(piece, start, file.read() if stop is None else file.read(stop - start))
@@ -79,7 +80,7 @@ def _line(piece: Piece, position: int) -> int:
     if position == 0:
         return 0
     at = position - 1
-    for block in blocks(piece.path, at, at):
+    for block in blocks(piece.url, at, at):
         found = block.find(b"\n")
         if found >= 0:
             return at + found + 1

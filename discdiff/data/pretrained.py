@@ -12,6 +12,7 @@ fastokens encodes. Hugging Face `tokenizers` is the reference, and stands guard 
 What remains unproven: that documents outside the sample are cut into tokens as the reference cuts them.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -202,15 +203,25 @@ class Pretrained(Value, frozen=True):
 
     def open(self) -> PretrainedTokenizer:
         """Read it. Raises DiscdiffError if it is not there or is no tokenizer."""
-        path = os.path.join(self.path, "tokenizer.json") if os.path.isdir(self.path) else self.path
         try:
-            with fsspec.open(path, "rb") as file:
-                definition = file.read().decode()  # type: ignore[union-attr]
+            definition = self._read().decode()
         except (OSError, ValueError, ImportError) as error:
-            raise DiscdiffError(
-                f"no tokenizer at {self.path}: {error}; give the path or URL of a tokenizer.json"
-            ) from error
+            message = f"no tokenizer at {self.path}: {error}; give the path or URL of a tokenizer.json"
+            raise DiscdiffError(message) from error
         return PretrainedTokenizer(definition, self.separator)
+
+    def identity(self) -> dict[str, str | None]:
+        """How it counts in a stage's key: by what the file holds, or by its path while it can't be read."""
+        try:
+            content = {"sha256": hashlib.sha256(self._read()).hexdigest()}
+        except (OSError, ValueError, ImportError):
+            content = {"path": self.path}
+        return {"kind": self.kind, "separator": self.separator} | content
+
+    def _read(self) -> bytes:
+        path = os.path.join(self.path, "tokenizer.json") if os.path.isdir(self.path) else self.path
+        fs, path = fsspec.url_to_fs(path)
+        return fs.cat_file(path)
 
 
 def _sealed(definition: str, separator: str | None) -> tuple[dict[str, Any], str]:

@@ -16,17 +16,26 @@ class Piece:
     """
 
     path: str
+    """Where the input is, after `base`; what a store says it was made from."""
     suffix: str
     start: int = 0
     stop: int | None = None
     size: int = 0
     """Bytes of the piece, as far as known."""
     version: str = ""
-    """What tells the input from a later one of the same name: size and ETag or modification time."""
+    """What tells the input from another of its name, wherever it lies: its size, and an ETag if it has one."""
+    stamp: str = ""
+    """When the input was modified."""
+    base: str = ""
+    """Where the path begins: a place that does not matter, such as that of an unpacked archive."""
     first: int = 0
-    """Where a piece is a range of records: the first one."""
+    """The first of the piece's documents that is read."""
     last: int | None = None
-    """One past the last record, None for all."""
+    """One past the last of them, None for all."""
+
+    @property
+    def url(self) -> str:
+        return self.base + self.path
 
     def __str__(self) -> str:
         whole = self.start == 0 and self.stop is None

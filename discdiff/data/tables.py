@@ -59,27 +59,25 @@ def table_pieces(file: Input, suffix: str, size: int = SPAN) -> list[Piece]:
     start = total = 0
     for index, weight in enumerate(sizes):
         if total and total + weight > size:
-            pieces.append(Piece(file.url, suffix, start, index, total, file.version))
+            pieces.append(Piece(file.url, suffix, start, index, total, file.version, file.stamp))
             start, total = index, 0
         total += weight
-    return [*pieces, Piece(file.url, suffix, start, len(sizes), total, file.version)]
+    return [*pieces, Piece(file.url, suffix, start, len(sizes), total, file.version, file.stamp)]
 
 
 def rows_of(piece: Piece) -> int:
     """How many documents a piece has."""
-    with _opened(piece.path, piece.suffix) as groups:
+    with _opened(piece.url, piece.suffix) as groups:
         return groups.rows(piece.start, piece.stop or 0)
 
 
 def table_texts(piece: Piece, field: str) -> Iterator[str]:
     """The documents of a piece, each in the given column; null is an empty document."""
-    with _opened(piece.path, piece.suffix) as groups:
+    with _opened(piece.url, piece.suffix) as groups:
         _check_field(groups.schema, field, piece.path)
         row = 0
         for column in groups.column(piece.start, piece.stop or 0, field):
-            low = max(piece.first - row, 0)
-            high = len(column) if piece.last is None else min(piece.last - row, len(column))
-            for text in _strings(column[low : max(low, high)], piece.path, row + low):
+            for text in _strings(column, piece.path, row):
                 yield text or ""
             row += len(column)
 
