@@ -13,9 +13,9 @@ from discdiff.data.store import Store
 from discdiff.evaluation.judge import HuggingFace, Judge, Own
 from discdiff.evaluation.likelihood import AnyEstimator, Likelihood, Score, unigram
 from discdiff.evaluation.mauve import Mauve
-from discdiff.evaluation.page import Fact, Model, ZeroShot
+from discdiff.evaluation.page import Fact, Model, Trace, ZeroShot
 from discdiff.evaluation.quality import Quality
-from discdiff.training import load
+from discdiff.training import Trained, load
 from discdiff.types import DiscdiffError, Value
 from pipelines.artifacts import Checkpoint, Samples, Scores, Tokens
 from pipelines.bound import Precision, Scorer, Scoring, measure, write_ledger
@@ -24,6 +24,7 @@ from pipelines.measured import Measured, measure_samples
 from pipelines.provenance import facts, sampler_of, specs, training_curves, versions
 from pipelines.stage import stage
 from pipelines.texts import Drawn, counts, drawn, readable
+from pipelines.trajectory import trajectory
 from pipelines.work import Work
 
 SCORES = "scores.json"
@@ -87,7 +88,7 @@ def evaluate(spec: Evaluate, work: Work) -> Scores:
         score, baseline, zero_shot = _likelihood(spec, work)
         rows = None if sampled is None else measure_samples(sampled, store, judge, spec.mauve, work)
         evaluation = Evaluation(
-            model=_model(spec, score, sampled, rows),
+            model=_model(spec, score, sampled, rows, store),
             unigram=baseline,
             real=rows.real if rows else None,
             real_samples=rows.real_texts[:SHOWN] if rows else (),
@@ -104,7 +105,9 @@ def evaluate(spec: Evaluate, work: Work) -> Scores:
     return Scores(key=work.key, uri=work.uri, metrics=metrics)
 
 
-def _model(spec: Evaluate, score: Score | None, sampled: Drawn | None, rows: Measured | None) -> Model:
+def _model(
+    spec: Evaluate, score: Score | None, sampled: Drawn | None, rows: Measured | None, store: Store
+) -> Model:
     trained = load(spec.checkpoint.uri)
     return Model(
         name=spec.label,
@@ -118,9 +121,13 @@ def _model(spec: Evaluate, score: Score | None, sampled: Drawn | None, rows: Mea
         sampler=sampler_of(spec.samples) if spec.samples else "",
         training=training_curves(spec.checkpoint),
         samples=tuple(readable(text) for text in sampled.texts[:SHOWN]) if sampled else (),
-        trace=sampled.trace if sampled else None,
+        trace=_trace(spec, sampled, trained, store) if sampled else None,
         settings=trained.method.model_dump(mode="json"),
     )
+
+
+def _trace(spec: Evaluate, sampled: Drawn, trained: Trained, store: Store) -> Trace | None:
+    return trajectory(spec.samples, sampled.ids[0], trained, store.tokenizer) if spec.samples else None
 
 
 def _likelihood(spec: Evaluate, work: Work) -> tuple[Score | None, Score | None, tuple[ZeroShot, ...]]:

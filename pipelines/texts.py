@@ -1,7 +1,6 @@
 """Texts that are measured: what a model drew, real text of the same size, and the training text as a "
 "stream."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,6 @@ from discdiff.data.encoding import SEPARATOR
 from discdiff.data.loader import Loader
 from discdiff.data.packing import Wrap
 from discdiff.data.store import Store
-from discdiff.evaluation.page import Trace
 from discdiff.evaluation.sequences import Sequences, sequences
 from discdiff.types import DiscdiffError
 from pipelines.artifacts import Samples
@@ -30,7 +28,6 @@ class Drawn:
     ids: list[NDArray[np.int64]]
     texts: list[str]
     evaluations: float
-    trace: Trace | None
 
 
 def drawn(samples: Samples) -> Drawn:
@@ -51,9 +48,7 @@ def drawn(samples: Samples) -> Drawn:
         nfe += table["nfe"].to_pylist()
     if not ids:
         raise DiscdiffError(f"{samples.uri} holds no sample: generate some, with count at least 1")
-    raw = place.read("trace.json")
-    trace = None if raw is None else Trace.model_validate(json.loads(raw))
-    return Drawn(ids, texts, float(np.mean(nfe)), trace)
+    return Drawn(ids, texts, float(np.mean(nfe)))
 
 
 def real(store: Store, count: int, length: int) -> Sequences:

@@ -16,6 +16,7 @@ from discdiff.types import Value
 
 _DASHES = ("", "6 3", "2 3", "8 3 2 3")
 COLORS = 8
+Number = int | float
 
 
 class Mark(Value, frozen=True):
@@ -38,17 +39,17 @@ class Series(Value, frozen=True):
 class Scale:
     """A linear or logarithmic axis from data to pixels."""
 
-    low: float
-    high: float
-    start: float
-    stop: float
+    low: Number
+    high: Number
+    start: Number
+    stop: Number
     log: bool = False
 
-    def __call__(self, value: float) -> float:
+    def __call__(self, value: Number) -> Number:
         low, high, at = (math.log10(v) if self.log else v for v in (self.low, self.high, value))
         return self.start + (at - low) / ((high - low) or 1.0) * (self.stop - self.start)
 
-    def ticks(self, count: int) -> list[float]:
+    def ticks(self, count: int) -> list[Number]:
         """Round numbers inside the axis, about `count` of them."""
         if self.log and self.high / self.low >= 10:
             decades = range(
@@ -62,14 +63,14 @@ class Scale:
         return [n * step for n in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
-def _round_step(rough: float) -> float:
+def _round_step(rough: Number) -> Number:
     if rough <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(rough))
     return next(m * power for m in (1.0, 2.0, 2.5, 5.0, 10.0) if rough <= m * power * (1 + 1e-9))
 
 
-def number(value: float) -> str:
+def number(value: Number) -> str:
     """A tick's label: no trailing zeros, thousands as 2k."""
     if abs(value) >= 1000 and value % 100 == 0:
         return f"{value / 1000:g}k"
@@ -99,7 +100,7 @@ class Lines:
     log_x: bool = False
     log_y: bool = False
     joined: bool = True
-    references: Sequence[tuple[str, float]] = field(default_factory=tuple)
+    references: Sequence[tuple[str, Number]] = field(default_factory=tuple)
 
     def draw(self, frame: Frame, *, named: bool) -> Markup:
         """The chart as an SVG element; `named` writes each series' name at its end."""
@@ -136,7 +137,7 @@ class Lines:
         )
         out, floor = [], frame.top - 10.0
         room = frame.height - frame.bottom
-        spots: list[float] = []
+        spots: list[Number] = []
         for y, _, _ in ends:
             floor = max(y, floor + 14)
             spots.append(floor)
@@ -157,7 +158,7 @@ class Whiskers:
     title: str
     x: str
     rows: Sequence[Series]
-    references: Sequence[tuple[str, float]] = field(default_factory=tuple)
+    references: Sequence[tuple[str, Number]] = field(default_factory=tuple)
 
     def draw(self, frame: Frame, *, named: bool) -> Markup:
         """The chart as an SVG element, as tall as its rows need."""
@@ -173,14 +174,14 @@ class Whiskers:
         parts += [self._row(s, box.top + 13 + 26 * i, across) for i, s in enumerate(self.rows) if s.marks]
         return _svg(box, self.title, parts)
 
-    def _limits(self, marks: Sequence[Mark]) -> tuple[float, float]:
+    def _limits(self, marks: Sequence[Mark]) -> tuple[Number, Number]:
         """The axis: what is far beyond the best and the references must not flatten all the rest."""
         held = max(min(m.y for m in marks), *(value for _, value in self.references), 0.0)
         near = [m for m in marks if m.y <= 1.5 * held]
         ends = [m.y + k * 2 * (m.se or 0) for m in near for k in (-1, 1)]
         return _range([min(max(end, 0.5 * held), 1.5 * held) for end in ends] + [held], False, 0.05)
 
-    def _row(self, series: Series, y: float, across: Scale) -> str:
+    def _row(self, series: Series, y: Number, across: Scale) -> str:
         mark = series.marks[0]
         label = (
             f'<text class="row" x="{across.start - 10:.1f}" y="{y + 4:.1f}" text-anchor="end">'
@@ -189,7 +190,7 @@ class Whiskers:
         drawn = self._mark(series.name, mark, y, across)
         return f'{label}<g class="series c{series.color % COLORS}">{drawn}</g>'
 
-    def _mark(self, name: str, mark: Mark, y: float, across: Scale) -> str:
+    def _mark(self, name: str, mark: Mark, y: Number, across: Scale) -> str:
         if mark.y > across.high:
             text = f"{mark.y:.4g} ▸"
             return f'<text class="name" x="{across.stop:.1f}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
@@ -207,7 +208,7 @@ def _svg(frame: Frame, title: str, parts: Sequence[str]) -> Markup:
     )
 
 
-def _range(values: Sequence[float], log: bool, margin: float) -> tuple[float, float]:
+def _range(values: Sequence[Number], log: bool, margin: Number) -> tuple[Number, Number]:
     low, high = min(values), max(values)
     if log:
         low = max(low, 1e-12)
@@ -217,7 +218,7 @@ def _range(values: Sequence[float], log: bool, margin: float) -> tuple[float, fl
     return low - pad, high + pad
 
 
-def _grid(frame: Frame, across: Scale, up: Scale, x: str, y: str, right: float) -> str:
+def _grid(frame: Frame, across: Scale, up: Scale, x: str, y: str, right: Number) -> str:
     lines = "".join(
         f'<line x1="{frame.left}" x2="{right}" y1="{up(v):.1f}" y2="{up(v):.1f}"/>'
         f'<text x="{frame.left - 7}" y="{up(v) + 4:.1f}" text-anchor="end">{number(v)}</text>'
@@ -246,7 +247,7 @@ def _columns(frame: Frame, across: Scale, x: str) -> str:
     return f'<g class="grid">{marks}{name}</g>'
 
 
-def _reference(name: str, value: float, up: Scale, left: float, right: float) -> str:
+def _reference(name: str, value: Number, up: Scale, left: Number, right: Number) -> str:
     y = up(value)
     return (
         f'<g class="reference"><line x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
@@ -254,7 +255,7 @@ def _reference(name: str, value: float, up: Scale, left: float, right: float) ->
     )
 
 
-def _upright(name: str, value: float, across: Scale, frame: Frame) -> str:
+def _upright(name: str, value: Number, across: Scale, frame: Frame) -> str:
     x, bottom = across(value), frame.height - frame.bottom
     side = "end" if x > (across.start + across.stop) / 2 else "start"
     return (
@@ -263,12 +264,12 @@ def _upright(name: str, value: float, across: Scale, frame: Frame) -> str:
     )
 
 
-def _bar(x: float, mark: Mark, up: Scale) -> str:
+def _bar(x: Number, mark: Mark, up: Scale) -> str:
     se = mark.se or 0.0
     low = mark.y - se if mark.y - se > 0 or not up.log else mark.y
     return f'<line class="bar" x1="{x:.1f}" x2="{x:.1f}" y1="{up(low):.1f}" y2="{up(mark.y + se):.1f}"/>'
 
 
-def _dot(x: float, y: float, name: str, mark: Mark) -> str:
+def _dot(x: Number, y: Number, name: str, mark: Mark) -> str:
     told = f"{name}: {mark.y:.5g}" + (f" ± {mark.se:.2g}" if mark.se else "")
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2"><title>{escape(told)}</title></circle>'

@@ -1,0 +1,129 @@
+"""A report of models that need no training: exact networks, one of another law, a method without a bound."""
+
+import numpy as np
+import torch
+
+from discdiff.evaluation.charts import Mark, Series
+from discdiff.evaluation.estimate import Estimate
+from discdiff.evaluation.likelihood import Ledger, Likelihood, Protocol, Text, compare, unigram
+from discdiff.evaluation.page import Cell, Comparison, Fact, Model, Page, Trace, ZeroShot
+from discdiff.evaluation.quality import Judged, quality, with_training
+from discdiff.evaluation.sequences import sequences
+from discdiff.methods import Autoregressive, Mdlm, Udlm
+from discdiff.oracle import Law
+from discdiff.types import canvas
+
+LETTERS = "ab"
+TEXT = Text(tokens=32, characters=32, bytes=32)
+LAW, OTHER = Law.random(vocab=2, length=3, seed=1), Law.random(vocab=2, length=3, seed=2)
+STEPS = 6
+NAMES = ("autoregressive", "mdlm", "udlm", "latent")
+
+
+def protocol(estimator: str) -> Protocol:
+    return Protocol(
+        estimator=estimator,
+        times="4 strata, 2 draws in each",
+        precision="float64",
+        tokenizer="letters, 2 tokens",
+        packing="wrap, 3 tokens",
+        counted="24 tokens in 8 sequences, no separators, no padding",
+        data="the law itself; seed 0",
+    )
+
+
+def ledgers() -> dict[str, Ledger]:
+    whole, estimator = canvas(LAW.sequences), Likelihood(strata=4, draws=2)
+    return {
+        "autoregressive": estimator.measure(Autoregressive(), LAW.causal_network(), [whole]),
+        "mdlm": estimator.measure(Mdlm(), LAW.network(Mdlm()), [whole]),
+        "udlm": estimator.measure(Udlm(), OTHER.network(Udlm()), [whole]),
+    }
+
+
+def trace(tokens: np.ndarray, *, masked: bool) -> Trace:
+    """A token a step from the left, out of masks or out of noise."""
+    first = tuple((i, None if masked else "ab"[i % 2]) for i in range(len(tokens)))
+    later = [((i, LETTERS[v] if v < 2 else "<b>&"),) for i, v in enumerate(tokens)]
+    return Trace(times=tuple(np.linspace(1, 0, len(tokens) + 1)), steps=(first, *later))
+
+
+def page() -> Page:
+    """Everything that a report can show."""
+    found = ledgers()
+    scores = {name: each.score(TEXT, protocol(name)) for name, each in found.items()}
+    draw = np.random.default_rng(0)
+    rows = [sequences(draw.integers(0, 2, (12, 16)), 2) for _ in NAMES]
+    real = sequences(np.tile([0, 1, 1, 0], (12, 4)), 2)
+    measured = with_training(
+        [quality(each) for each in (*rows, real)], [*rows, real], [draw.integers(0, 2, 99)]
+    )
+    judged = Judged(
+        judge="the law",
+        perplexity=Estimate(value=2.5, se=0.1),
+        sample_mean=Estimate(value=3.0, se=0.2),
+        mauve=0.5,
+        mauve_protocol="12 samples against 12 real texts",
+    )
+    models = [
+        Model(
+            name=name,
+            family=name,
+            parameters=1000,
+            steps=40,
+            score=scores.get(name),
+            unscored=""
+            if name in scores
+            else "latent diffusion has no likelihood bound: its encoder is deterministic",
+            quality=row.beside(measured[-1]).model_copy(update={"judged": judged}),
+            evaluations=STEPS,
+            sampler="ancestral, steps 6",
+            training=tuple(
+                Series(name=curve, marks=tuple(Mark(x=s, y=2 - s / 40, se=0.1) for s in (1, 20, 40)))
+                for curve in ("loss", "bound")
+            ),
+            samples=("</script><b>bold</b> & plain",),
+            trace=trace(np.array([0, 1, 2, 0, 1, 1]), masked=name == "mdlm")
+            if name in ("mdlm", "udlm")
+            else None,
+            settings={"kind": name},
+        )
+        for name, row in zip(NAMES, measured[:-1], strict=True)
+    ]
+    counts = np.bincount(LAW.sequences.flatten().numpy())
+    return Page(
+        title="A report & its <parts>",
+        created="2026-01-02 03:04 UTC",
+        summary="Three laws and a method without one.",
+        models=tuple(models),
+        unigram=unigram(counts, [canvas(LAW.sequences)]).score(TEXT, protocol("unigram")),
+        real=measured[-1],
+        real_samples=("abba abba",),
+        comparisons=(
+            Comparison(first="mdlm", second="udlm", difference=compare(found["mdlm"], found["udlm"])),
+        ),
+        zero_shot=(ZeroShot(model="mdlm", store="elsewhere", score=scores["mdlm"]),),
+        frontier=tuple(cells()),
+        facts=(Fact(group="Versions", name="torch", value=torch.__version__),),
+        specs={"train-0123456789abcdef": '{"kind": "mdlm"}'},
+        warnings=("Nothing here was trained.",),
+    )
+
+
+def cells() -> list[Cell]:
+    spread = np.random.default_rng(1).random(8)
+    sweeps = [("temperature", v) for v in (0.7, 0.85, 1.0)] + [("steps", v) for v in (2, 4, 8)]
+    return [
+        Cell(
+            model=name,
+            sweep=sweep,
+            setting=value,
+            evaluations=value if sweep == "steps" else STEPS,
+            batch=8,
+            entropy=Estimate(value=0.5 + 0.1 * extra, se=0.01),
+            perplexity=Estimate(value=2 + extra, se=0.05),
+            seconds=0.01 * (1 + extra),
+        )
+        for name in ("mdlm", "udlm")
+        for (sweep, value), extra in zip(sweeps, spread, strict=False)
+    ]
