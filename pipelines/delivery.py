@@ -1,5 +1,6 @@
 """How operations become MLflow's: runs, parameters, metrics, tags and artifacts, within its limits."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -69,14 +70,17 @@ class Delivery:
             return
         from mlflow.tracking import MlflowClient
 
-        self._client = MlflowClient(self._header["uri"])
-        name = self._header["experiment"]
-        found = self._client.get_experiment_by_name(name)
-        self._experiment = (
-            found.experiment_id
-            if found is not None
-            else self._client.create_experiment(name, artifact_location=self._header["artifacts"])
-        )
+        name, where = self._header["experiment"], self._header["artifacts"]
+        # A database is made by whoever connects first, and two at a time would spoil it.
+        with self._rejected.with_name("connecting").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._client = MlflowClient(self._header["uri"])
+            found = self._client.get_experiment_by_name(name)
+            self._experiment = (
+                self._client.create_experiment(name, artifact_location=where)
+                if found is None
+                else found.experiment_id
+            )
 
     def _start(self, operation: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
@@ -144,7 +148,7 @@ def within_limit(name: str) -> str:
     """A name of at most 250 allowed characters; a longer one ends in its hash, so two never become one."""
     safe = re.sub(r"[^\w.\- :/]", "_", name)
     if posixpath.normpath(safe) != safe or safe.startswith(("/", "..")) or safe == ".":
-        safe = re.sub(r"[/.]", "_", safe)
+        safe = re.sub(r"[/.]", "_", safe) or "_"
     if safe == name and len(safe) <= KEY_LIMIT:
         return safe
     return f"{safe[: KEY_LIMIT - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

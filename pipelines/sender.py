@@ -119,6 +119,8 @@ class Outbox:
 def main(spool: Path, owner: int) -> None:
     """Send until the owner is gone and nothing is left, or the server is away."""
     os.nice(5)
+    voice = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # MLflow prints to standard output
     outbox = Outbox(spool, owner)
     alive, warned = True, False
     kept = f"the work goes on, and what is tracked is kept in {spool} and sent when it answers."
@@ -127,7 +129,8 @@ def main(spool: Path, owner: int) -> None:
             pause = 0.0 if outbox.send(over=not alive) else POLL
         except AwayError as reason:
             if not warned:
-                print(f"MLflow can't be reached ({reason}); {kept}", flush=True)
+                with contextlib.suppress(BrokenPipeError):
+                    print(f"MLflow can't be reached ({reason}); {kept}", file=voice, flush=True)
             warned, pause = True, RETRY
         if not alive and pause:
             return

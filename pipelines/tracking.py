@@ -217,20 +217,22 @@ class Mlflow:
     def _start_sender(self) -> None:
         if self._sender is not None:
             return
-        self._sender = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.sender", str(self._spool), str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=(self._spool / "sender.log").open("ab"),
-            text=True,
-            start_new_session=True,
-        )
+        with (self._spool / "sender.log").open("ab") as log:
+            self._sender = subprocess.Popen(
+                [sys.executable, "-m", "pipelines.sender", str(self._spool), str(os.getpid())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
         self._listener = threading.Thread(target=self._listen, args=(self._sender.stdout,), daemon=True)
         self._listener.start()
 
     def _listen(self, stream: IO[str]) -> None:
-        for line in stream:
-            self._warn(line.strip())
+        with stream:
+            for line in stream:
+                self._warn(line.strip())
 
 
 def _left_behind(spool: Path) -> bool:
