@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from pydantic import TypeAdapter, model_validator
 
 from discdiff.data.folder import Folder
 from discdiff.data.loader import Loader
@@ -29,8 +30,9 @@ from discdiff.training import (
     fit,
 )
 from discdiff.training.checkpoint import latest_step
-from discdiff.types import Value
-from pipelines.artifacts import Checkpoint, Tokens
+from discdiff.training.fit import Log
+from discdiff.types import DiscdiffError, Value
+from pipelines.artifacts import Checkpoint, Tokens, Trials
 from pipelines.place import Place
 from pipelines.placement import Placement
 from pipelines.remote import Remote
@@ -52,15 +54,30 @@ class Train(Value, frozen=True):
     """
 
     tokens: Tokens
-    method: AnyMethod
+    method: AnyMethod | None = None
+    trials: Trials | None = None
+    """A search, of which the best method is trained; instead of `method`."""
     backbone: AnyBackbone = Transformer()
     recipe: Recipe = Recipe()
     packing: AnyPacking = Wrap(length=128)
     parallel: AnyParallel | None = None
 
+    @model_validator(mode="after")
+    def _one_method(self) -> "Train":
+        if (self.method is None) == (self.trials is None):
+            raise DiscdiffError("method and trials: give one of them, a method or a search for one")
+        return self
+
     @property
     def label(self) -> str:
-        return self.method.kind
+        return self.method.kind if self.method is not None else "the best of trials"
+
+    @property
+    def chosen(self) -> AnyMethod:
+        """The method that is trained."""
+        if self.trials is not None:
+            return TypeAdapter[AnyMethod](AnyMethod).validate_python(self.trials.best)
+        return cast(AnyMethod, self.method)
 
     def identity(self) -> dict[str, Any]:
         """All fields but `parallel`."""
@@ -69,7 +86,7 @@ class Train(Value, frozen=True):
     def subject(self, store: Store) -> Subject:
         """What checkpoints of this run say of themselves."""
         return Subject(
-            method=self.method,
+            method=self.chosen,
             backbone=self.backbone,
             vocab=store.vocab,
             tokenizer=store.manifest.tokenizer,
@@ -88,7 +105,7 @@ def train(spec: Train, work: Work) -> Checkpoint:
     return Checkpoint(
         key=work.key,
         uri=work.uri,
-        method=spec.method.kind,
+        method=spec.chosen.kind,
         step=spec.recipe.steps,
         length=spec.packing.length,
         parameters=_parameters(subject),
@@ -176,8 +193,13 @@ class Loop:
     remote: Remote
 
     def __call__(self) -> None:
+        import ray.train
+        import ray.train.torch
+
+        workers = ray.train.get_context().get_world_size()
+        parallel = self.spec.parallel or (DataParallel() if workers > 1 else Single())
         try:
-            train_here(self.spec, self.uri, self.log)
+            fit_here(self.spec, self.uri, self.log, parallel=parallel, device=ray.train.torch.get_device())
         except Diverged as error:
             # All workers raise it at the same step: they end here, and no restart could help.
             Folder.at(self.uri).put(DIVERGED, json.dumps(str(error)).encode())
@@ -191,25 +213,28 @@ class Loop:
             self.remote.progress(step, self.spec.recipe.steps, note(metrics))
 
 
-def train_here(spec: Train, uri: str, log: Any) -> dict[str, float]:
-    """Train as one worker of the group that this process belongs to."""
-    import ray.train
-    import ray.train.torch
-
-    workers = ray.train.get_context().get_world_size()
-    torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
+def fit_here(
+    spec: Train,
+    uri: str,
+    log: Log,
+    *,
+    parallel: AnyParallel,
+    device: torch.device | str,
+    measure: Method | None = None,
+) -> None:
+    """Train in this process, alone or with the group that it belongs to."""
     recipe = spec.recipe
     with Store.open(spec.tokens.uri, "train") as store, Store.open(spec.tokens.uri, "validation") as held:
         subject = spec.subject(store)
-        rows = Loader(store, spec.packing, seed=recipe.seed)
-        return fit(
-            cast(Method, spec.method),
+        fit(
+            cast(Method, spec.chosen),
             subject.build(recipe.seed),
-            rows,
+            Loader(store, spec.packing, seed=recipe.seed),
             recipe,
             validation=Loader(held, spec.packing, seed=recipe.seed, shuffle=False),
-            parallel=spec.parallel or (DataParallel() if workers > 1 else Single()),
-            device=ray.train.torch.get_device(),
+            measure=measure,
+            parallel=parallel,
+            device=device,
             checkpoints=Checkpoints(uri, subject, recipe),
             log=log,
         )

@@ -40,6 +40,7 @@ def fit(
     recipe: Recipe,
     *,
     validation: Rows | None = None,
+    measure: Method | None = None,
     parallel: AnyParallel | None = None,
     device: torch.device | str = "cpu",
     checkpoints: Checkpoints | None = None,
@@ -49,13 +50,13 @@ def fit(
 
     The network ends with the averaged weights, in eval mode.
 
-    With `checkpoints` it resumes from the newest one. Raises `DiscdiffError` where the batch can't be
-    shared out, where the folder of checkpoints belongs to another run, and `Diverged` where the loss stops
-    being finite.
+    Validation is by the bound of `measure`, the method's own by default. With `checkpoints` it resumes from
+    the newest one. Raises `DiscdiffError` where the batch can't be shared out, where the folder of
+    checkpoints belongs to another run, and `Diverged` where the loss stops being finite.
     """
     world = World.current(torch.device(device))
     share, micro = recipe.share(world.size)
-    run = _start(method, network, recipe, parallel or Single(), world)
+    run = _start(Loss(method, network, measure), recipe, parallel or Single(), world)
     first = checkpoints.resume(run.loss, run.optimizer, run.ema, world) if checkpoints else 0
     latest: dict[str, float] = {}
 
@@ -131,13 +132,13 @@ class _Run:
         self.meter.pause(time.perf_counter() - start)
 
 
-def _start(method: Method, network: nn.Module, recipe: Recipe, parallel: AnyParallel, world: World) -> _Run:
-    loss = Loss(method, network).to(world.device).train()
+def _start(loss: Loss, recipe: Recipe, parallel: AnyParallel, world: World) -> _Run:
+    loss.to(world.device).train()
     if recipe.precision == "bfloat16":
-        _autocast(network, world.device)
+        _autocast(loss.network, world.device)
     module = parallel.wrap(loss, world)
     optimizer = adamw(loss, recipe)
-    return _Run(recipe, parallel, world, loss, module, optimizer, Ema(network, recipe.ema), Meter(world))
+    return _Run(recipe, parallel, world, loss, module, optimizer, Ema(loss.network, recipe.ema), Meter(world))
 
 
 def _autocast(network: nn.Module, device: torch.device) -> None:

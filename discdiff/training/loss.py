@@ -34,11 +34,15 @@ class Rows(Protocol):
 
 
 class Loss(nn.Module):
-    """A method's loss on a network: `(canvas, noise) -> [B]` nats, summed over a row's free positions."""
+    """A method's loss on a network: `(canvas, noise) -> [B]` nats, summed over a row's free positions.
 
-    def __init__(self, method: Method, network: nn.Module):
+    Validation may `measure` by another method that reads the same network; by default it is the same.
+    """
+
+    def __init__(self, method: Method, network: nn.Module, measure: Method | None = None):
         super().__init__()
         self.method = method
+        self.measure = measure or method
         self.network = network
 
     @property
@@ -49,12 +53,12 @@ class Loss(nn.Module):
         return self.method.loss(self._net, canvas, noise)
 
     def bound(self, canvas: Canvas, noise: Noise) -> Float[Tensor, "B"]:
-        """What validation measures: the method's bound, or its loss where it has none."""
-        if isinstance(self.method, Scored):
-            return self.method.bound(self._net, canvas, noise)
-        return self.method.loss(self._net, canvas, noise)
+        """What validation measures: the bound of `measure`, or its loss where it has none."""
+        if isinstance(self.measure, Scored):
+            return self.measure.bound(self._net, canvas, noise)
+        return self.measure.loss(self._net, canvas, noise)
 
     @property
     def measured(self) -> str:
         """The name of what `bound` returns."""
-        return "bound" if isinstance(self.method, Scored) else "validation_loss"
+        return "bound" if isinstance(self.measure, Scored) else "validation_loss"
