@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from discdiff.data.folder import Folder
+from discdiff.data.retry import GaveUpError, retry
 from discdiff.data.shard import CHUNK, Sha256, Shard, dtype_for
 from discdiff.types import DiscdiffError, Value
 
@@ -122,11 +123,13 @@ def commit(folder: Folder, manifest: Manifest, tokenizer_json: str) -> None:
     folder.put(MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())
 
 
-def read_manifest(folder: Folder) -> Manifest:
+def read_manifest(folder: Folder, *, attempts: int = 1, pause: float = 0.0) -> Manifest:
     """The manifest of the store in a folder, complete and unaltered."""
     where = f"{folder.uri}/{MANIFEST}"
     try:
-        text = folder.read(MANIFEST)
+        text = retry(lambda: folder.read(MANIFEST), attempts=attempts, pause=pause)
+    except GaveUpError as error:
+        raise DiscdiffError(f"{where} cannot be reached: {error}; check the endpoint") from error
     except FileNotFoundError as error:
         message = f"{folder.uri} holds no store: there is no {MANIFEST}; tokenize a corpus into it first"
         raise DiscdiffError(message) from error

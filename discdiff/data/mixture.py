@@ -19,7 +19,7 @@ _STREAM = 0x3123
 class Mixture:
     """Stores with weights, rounded to parts of 65,536. All must have been made with one tokenizer."""
 
-    def __init__(self, stores: Sequence[Store], weights: Sequence[float]):
+    def __init__(self, stores: Sequence[Store], weights: Sequence[int | float]):
         if len(stores) != len(weights) or not stores:
             raise DiscdiffError(
                 f"a mixture of {len(stores)} stores has {len(weights)} weights; give one for each"

@@ -7,6 +7,7 @@ one. What the cache holds is checked again when a process first touches it.
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -53,6 +54,7 @@ class RemoteChunks:
         self._checksums = checksums
         self._cache = Cache(remote.cache, remote.limit)
         self._pool = ThreadPoolExecutor(remote.connections, thread_name_prefix="discdiff-chunks")
+        self._lock = Lock()
         self._maps: OrderedDict[int, torch.Tensor] = OrderedDict()
         self.address = np.zeros(int(chunks.first[-1]), np.int64)
         self.downloaded = 0
@@ -106,7 +108,8 @@ class RemoteChunks:
         except GaveUpError as error:
             verb = "is corrupt" if isinstance(error.__cause__, _AlteredError) else "cannot be reached"
             raise BadShardError(self._folder.uri, record, f"{verb}: {error}") from error
-        self.downloaded += len(data)
+        with self._lock:
+            self.downloaded += len(data)
         return data
 
     def _is_right(self, shard: int, index: int, data: bytes | memoryview) -> bool:

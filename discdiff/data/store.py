@@ -17,7 +17,6 @@ from discdiff.data.manifest import TOKENIZER, Manifest, Split, read_manifest
 from discdiff.data.memory import gather
 from discdiff.data.remote import Remote, RemoteChunks
 from discdiff.data.resident import Chunks, LocalChunks, Resident
-from discdiff.data.retry import GaveUpError, retry
 from discdiff.data.shard import Shard
 from discdiff.data.tokenizers import from_json
 from discdiff.types import DiscdiffError
@@ -76,7 +75,7 @@ class Store:
         """
         remote = remote or Remote()
         folder = Folder.at(uri, **options)
-        manifest = _fetch_manifest(folder, remote)
+        manifest = read_manifest(folder, attempts=remote.attempts, pause=remote.pause)
         _require_tokenizer(folder, manifest, tokenizer)
         shards = _choose(folder, manifest, split, skip)
         chunks = Chunks(shards, manifest.chunk)
@@ -279,17 +278,6 @@ def _as_stored(rows: np.ndarray) -> np.ndarray:
 
 def _sums(counts: Sequence[int]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(np.array(counts, np.int64))]).astype(np.int64)
-
-
-def _fetch_manifest(folder: Folder, remote: Remote) -> Manifest:
-    if folder.is_local:
-        return read_manifest(folder)
-    try:
-        return retry(lambda: read_manifest(folder), attempts=remote.attempts, pause=remote.pause)
-    except GaveUpError as error:
-        if isinstance(error.__cause__, DiscdiffError):
-            raise error.__cause__ from None
-        raise DiscdiffError(f"the manifest of {folder.uri} cannot be reached: {error}") from error
 
 
 def _require_tokenizer(folder: Folder, manifest: Manifest, tokenizer: str | None) -> None:
