@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from discdiff.evaluation.likelihood import Ledger, compare
-from discdiff.evaluation.page import Comparison, Fact, Page
+from discdiff.evaluation.page import Cell, Comparison, Fact, Page
 from discdiff.evaluation.report import render
 from discdiff.types import DiscdiffError, Value
 from pipelines.artifacts import Report, Scores
 from pipelines.evaluate import LEDGER, SCORES, Evaluation
+from pipelines.frontier import CELL
 from pipelines.place import Place
 from pipelines.record import now
 from pipelines.stage import stage
@@ -22,6 +23,8 @@ class ReportSpec(Value, frozen=True):
     """The evaluations that a page compares."""
 
     scores: tuple[Scores, ...]
+    points: tuple[Scores, ...] = ()
+    """Points of the frontier."""
     title: str = "Discrete diffusion, compared"
     summary: str = ""
 
@@ -50,6 +53,13 @@ def _evaluation(scores: Scores) -> Evaluation:
     return Evaluation.model_validate_json(raw)
 
 
+def _cell(scores: Scores) -> Cell:
+    raw = Place.at(scores.uri).read(CELL)
+    if raw is None:
+        raise DiscdiffError(f"{scores.uri} lacks {CELL}; give the folder of a point of the frontier")
+    return Cell.model_validate_json(raw)
+
+
 def _page(spec: ReportSpec, found: Sequence[Evaluation]) -> Page:
     first = found[0]
     warnings = (
@@ -67,6 +77,7 @@ def _page(spec: ReportSpec, found: Sequence[Evaluation]) -> Page:
         real_samples=next((each.real_samples for each in found if each.real_samples), ()),
         comparisons=tuple(_comparisons(spec, found)),
         zero_shot=tuple(row for each in found for row in each.zero_shot),
+        frontier=tuple(_cell(each) for each in spec.points),
         facts=_facts(found),
         specs={key: text for each in found for key, text in each.specs.items()},
         warnings=tuple(warnings),

@@ -1,0 +1,409 @@
+"""The stages evaluate and report on a real store, checkpoints and samples, run by a real runner."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from discdiff.data.build import build
+from discdiff.data.characters import Characters
+from discdiff.data.files import Files
+from discdiff.data.loader import Loader
+from discdiff.data.packing import PerDocument, Wrap
+from discdiff.data.specification import Tokenize
+from discdiff.data.store import Store
+from discdiff.evaluation.likelihood import Likelihood
+from discdiff.evaluation.page import Page
+from discdiff.methods import Autoregressive, Mdlm, Method
+from discdiff.networks import Transformer
+from discdiff.training import Checkpoints, Recipe, Subject, Trained, fit
+from discdiff.types import DiscdiffError, Value
+from pipelines import bound
+from pipelines.artifacts import Artifact, Checkpoint, Samples, Tokens
+from pipelines.evaluate import Evaluate, Evaluation, Named, evaluate
+from pipelines.frontier import Frontier, Point, _sampler, point
+from pipelines.generate import Generate, Generator
+from pipelines.placement import Placement
+from pipelines.report import ReportSpec, report
+from pipelines.runner import Runner
+from pipelines.stage import stage
+from pipelines.texts import counts, real, stream, text_of
+from pipelines.work import Work
+
+LENGTH = 24
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "mat",
+    "and",
+    "the",
+    "dog",
+    "ran",
+    "to",
+    "the",
+    "log",
+    "while",
+    "a",
+    "bird",
+    "sang",
+    "in",
+    "the",
+    "tall",
+    "tree",
+]
+ESTIMATOR = Likelihood(strata=2, draws=2)
+
+
+@stage(version=1)
+def drawn(spec: Generate, work: Work) -> Samples:
+    """The body of `generate` in this process."""
+    for shard in spec.shards():
+        Generator(spec, work.uri).draw(shard)
+    return Samples(key=work.key, uri=work.uri, count=spec.count, length=spec.length or LENGTH)
+
+
+def documents(seed: int, count: int) -> list[str]:
+    draw = np.random.default_rng(seed)
+    return [" ".join(draw.choice(WORDS, 12)) + "." for _ in range(count)]
+
+
+def store(folder: Path, seed: int, alphabet: str) -> Tokens:
+    """Three splits of documents, one a line."""
+    lines = "\n".join(json.dumps({"text": text}) for text in documents(seed, 120))
+    folder.mkdir()
+    (folder / "text.jsonl").write_text(lines)
+    spec = Tokenize(corpus=Files(url=str(folder / "text.jsonl")), tokenizer=Characters(alphabet=alphabet))
+    uri = str(folder / "store")
+    made = build(spec, uri)
+    tokens = sum(split.tokens for split in made.splits.values())
+    return Tokens(
+        key=f"tokenize-{seed}",
+        uri=uri,
+        fingerprint=made.fingerprint,
+        vocab=made.vocab,
+        documents=120,
+        tokens=tokens,
+    )
+
+
+def trained(folder: Path, method: Method, tokens: Tokens) -> Checkpoint:
+    """A few steps of training, with what the train stage leaves beside them."""
+    text = Store.open(tokens.uri)
+    subject = Subject(
+        method=method,
+        backbone=Transformer(layers=1, width=32, heads=2),
+        vocab=text.vocab,
+        tokenizer=text.manifest.tokenizer,
+        length=LENGTH,
+    )
+    recipe = Recipe(
+        steps=25, batch=16, learning_rate=1e-2, warmup=5, ema=0.8, checkpoint_every=25, log_every=5
+    )
+    log: list[str] = []
+    fit(
+        method,
+        subject.build(0),
+        Loader(text, Wrap(length=LENGTH)),
+        recipe,
+        checkpoints=Checkpoints(str(folder), subject, recipe),
+        log=lambda step, metrics: log.append(json.dumps({"step": step, "time": 0.0, "metrics": metrics})),
+    )
+    (folder / "metrics.jsonl").write_text("\n".join(log))
+    (folder / "tokenizer.json").write_text(text.tokenizer.to_json())
+    return Checkpoint(
+        key=f"train-{method.kind}",
+        uri=str(folder),
+        label=method.kind,
+        method=method.kind,
+        step=25,
+        length=LENGTH,
+        parameters=1,
+    )
+
+
+@dataclass(frozen=True)
+class World:
+    tokens: Tokens
+    other: Tokens
+    models: dict[str, Checkpoint]
+    samples: dict[str, Samples]
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("evaluation")
+    alphabet = "".join(sorted(set(" .".join(WORDS))))
+    tokens, other = store(folder / "one", 0, alphabet), store(folder / "two", 1, alphabet)
+    methods: list[Method] = [Autoregressive(), Mdlm()]
+    models = {each.kind: trained(folder / each.kind, each, tokens) for each in methods}
+    with Runner(str(folder / "runs")) as run:
+        samples = {
+            kind: run(drawn, Generate(checkpoint=model, count=10, batch=4)) for kind, model in models.items()
+        }
+    return World(tokens, other, models, samples, folder)
+
+
+def spec(world: World, kind: str, **changes: object) -> Evaluate:
+    fields = {"checkpoint": world.models[kind], "tokens": world.tokens, "estimator": ESTIMATOR}
+    return Evaluate.model_validate(fields | changes)
+
+
+def found(scores: Artifact) -> Evaluation:
+    return Evaluation.model_validate_json((Path(scores.uri) / "scores.json").read_bytes())
+
+
+def test_a_report_of_two_models(world, tmp_path):
+    with Runner(str(tmp_path)) as run:
+        scores = [
+            run(
+                evaluate, spec(world, kind, samples=world.samples[kind], judge=world.models["autoregressive"])
+            )
+            for kind in world.models
+        ]
+        made = run(report, ReportSpec(scores=tuple(scores), title="Two models"))
+        again = run(
+            evaluate, spec(world, "mdlm", samples=world.samples["mdlm"], judge=world.models["autoregressive"])
+        )
+    assert again == scores[1]
+    for each in scores:
+        metrics = each.metrics
+        assert metrics["bits_per_character"] < metrics["unigram_bits_per_character"]
+        assert metrics["bits_per_character_se"] > 0
+        assert 0 < metrics["spelling"] < metrics["real_spelling"] <= 1
+        assert metrics["seen_4"] < metrics["real_seen_4"]
+        assert metrics["judge_perplexity"] > metrics["real_judge_perplexity"]
+    assert scores[0].metrics["nats_per_token_se_time"] == 0 < scores[1].metrics["nats_per_token_se_time"]
+    page = Page.model_validate_json((Path(made.uri) / "report.json").read_bytes())
+    html = (Path(made.uri) / "report.html").read_text()
+    assert [model.name for model in page.models] == ["autoregressive", "mdlm"]
+    assert page.comparisons[0].difference.value == pytest.approx(
+        scores[1].metrics["nats_per_token"] - scores[0].metrics["nats_per_token"]
+    )
+    assert "Two models" in html
+    assert page.warnings == ()
+    assert {curve.name for curve in page.models[1].training} == {"loss"}
+
+
+def test_the_viewer_plays_the_sample_that_was_drawn(world, tmp_path):
+    with Runner(str(tmp_path)) as run:
+        for kind in world.models:
+            result = found(run(evaluate, spec(world, kind, samples=world.samples[kind])))
+            trace, first = (
+                result.model.trace,
+                pq.read_table(f"{world.samples[kind].uri}/samples-00000.parquet"),
+            )
+            state: dict[int, str | None] = {}
+            for step in trace.steps:
+                state.update(step)
+            text = "".join(state[i] or "?" for i in range(LENGTH))
+            assert text == first["text"][0].as_py().replace("<|endoftext|>", "\n\n")
+            assert set(dict(trace.steps[0]).values()) == {None}  # all masks
+            assert list(trace.times) == sorted(trace.times, reverse=True)
+
+
+def test_counts_and_units_are_of_the_whole_split(world, tmp_path):
+    with Runner(str(tmp_path)) as run:
+        result = found(run(evaluate, spec(world, "autoregressive")))
+    score, text = result.model.score, Store.open(world.tokens.uri, "test")
+    assert score.tokens == text.tokens // LENGTH * LENGTH
+    assert score.text.characters == text.totals.characters == text.tokens - text.documents
+    by_hand = score.nats / score.tokens * text.tokens / text.totals.characters / np.log(2)
+    assert score.bits_per_character.value == pytest.approx(by_hand)
+    assert score.protocol.estimator == "exact log-likelihood"
+    assert f"{score.tokens:,} tokens" in score.protocol.counted
+
+
+def test_padding_is_not_counted(world, tmp_path):
+    with Runner(str(tmp_path)) as run:
+        packing = PerDocument(length=100)
+        result = found(run(evaluate, spec(world, "autoregressive", packing=packing)))
+    text = Store.open(world.tokens.uri, "test")
+    sizes = text.borders(np.arange(text.documents))[1]
+    assert result.model.score.tokens == int(np.minimum(sizes, 100).sum())
+    assert result.model.score.sequences == text.documents
+
+
+def test_other_stores_are_scored_by_name(world, tmp_path):
+    with Runner(str(tmp_path)) as run:
+        others = (Named(name="same", tokens=world.tokens), Named(name="two", tokens=world.other))
+        result = found(run(evaluate, spec(world, "mdlm", zero_shot=others)))
+    assert [row.store for row in result.zero_shot] == ["same", "two"]
+    assert result.zero_shot[0].score == result.model.score
+    assert result.zero_shot[1].score.protocol.data != result.model.score.protocol.data
+
+
+def test_ray_workers_find_the_same_score(world, tmp_path, monkeypatch, ray_driver):
+    with Runner(str(tmp_path / "here")) as run:
+        alone = run(evaluate, spec(world, "mdlm"))
+    monkeypatch.setattr(bound, "WORTH", 0)
+    monkeypatch.setattr(bound, "PIECE", 5 * LENGTH)
+    with Runner(str(tmp_path / "there"), placement=Placement(workers=2)) as run:
+        shared = run(evaluate, spec(world, "mdlm"))
+    assert shared.metrics == pytest.approx(alone.metrics, rel=1e-6)
+    ledgers = [np.load(f"{each.uri}/ledger.npz") for each in (alone, shared)]
+    assert np.array_equal(ledgers[0]["rows"], ledgers[1]["rows"])
+    assert np.allclose(ledgers[0]["nats"], ledgers[1]["nats"], rtol=1e-4)
+
+
+def test_the_batch_changes_nothing_but_rounding(world, tmp_path, monkeypatch):
+    results = []
+    for size in (2**14, 3 * LENGTH):
+        monkeypatch.setattr(bound, "BATCH", size)
+        with Runner(str(tmp_path / str(size))) as run:
+            results.append(run(evaluate, spec(world, "mdlm")).metrics)
+    assert results[0] == pytest.approx(results[1], rel=1e-5)
+
+
+def test_texts_are_the_store_s(world):
+    with Store.open(world.tokens.uri) as text:
+        whole = np.concatenate(list(stream(text)))
+        assert len(whole) == text.tokens
+        assert np.array_equal(counts(text), np.bincount(whole, minlength=text.vocab))
+        joined = "".join(text_of(text))
+        assert joined.replace("\n\n", "") == text.tokenizer.decode(whole).replace("<|endoftext|>", "")
+        rows = real(text, 7, LENGTH)
+        assert (len(rows), rows.lengths.tolist()) == (7, [LENGTH] * 7)
+
+
+# The frontier
+
+
+def test_points_of_the_frontier_are_made_once_and_drawn_on_the_page(world, tmp_path, ray_driver):
+    plan = Frontier(temperatures=(0.5, 1.0), top_ps=(), steps=(2, 8), batches=(1, 4), at=4, count=8)
+    points = list(plan.points(world.models["mdlm"], world.models["autoregressive"]))
+    assert len(points) == len(set(points)) == 6
+    with Runner(str(tmp_path), placement=Placement(workers=2, concurrent=2)) as run:
+        made = run.all(point, points)
+        before = {each.uri: (Path(each.uri) / "cell.json").stat().st_mtime_ns for each in made}
+        assert run.all(point, points[::-1]) == made[::-1]
+        score = run(evaluate, spec(world, "mdlm"))
+        page = run(report, ReportSpec(scores=(score,), points=tuple(made)))
+    assert before == {each.uri: (Path(each.uri) / "cell.json").stat().st_mtime_ns for each in made}
+    cells = {
+        (c.sweep, c.setting, c.batch): c
+        for c in Page.model_validate_json((Path(page.uri) / "report.json").read_bytes()).frontier
+    }
+    cold, warm = cells["temperature", 0.5, 4], cells["temperature", 1.0, 4]
+    assert cold.entropy.value < warm.entropy.value
+    assert cold.perplexity.value < warm.perplexity.value
+    assert cells["steps", 2, 4].evaluations <= 2 < cells["steps", 8, 4].evaluations <= 8
+    assert cells["steps", 8, 1].seconds > cells["steps", 8, 4].seconds
+    html = (Path(page.uri) / "report.html").read_text()
+    assert all(f'id="chart-{name}"' in html for name in ("quality", "evaluations", "seconds"))
+
+
+def test_a_setting_that_the_sampler_lacks_is_refused(world):
+    method = Stubborn()
+    model = Trained(method, torch.nn.Identity(), "", 3, 4, 1)
+    asked = Point(checkpoint=world.models["autoregressive"], sweep="temperature", setting=0.5)
+    with pytest.raises(DiscdiffError, match="has no temperature; vary its steps"):
+        _sampler(asked, model)
+
+
+class Bare(Value, frozen=True):
+    kind: str = "bare"
+
+
+class Stubborn(Autoregressive, frozen=True):
+    def default_sampler(self, steps: int) -> Bare:
+        return Bare()
+
+
+# Bad input
+
+
+def refused(world: World, tmp_path: Path, text: str, kind: str = "mdlm", **changes: object) -> None:
+    """The stage says so in one sentence and leaves nothing that looks finished."""
+    with Runner(str(tmp_path)) as run, pytest.raises(DiscdiffError, match=text) as caught:
+        run(evaluate, spec(world, kind, **changes))
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.glob("evaluate-*/artifact.json")) == []
+
+
+def elsewhere(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+    return checkpoint.model_copy(update={"uri": str(folder)})
+
+
+def test_a_checkpoint_that_is_not_ours_is_refused(world, tmp_path):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    torch.save({"model": torch.zeros(3)}, folder / "model.pt")
+    refused(
+        world, tmp_path, "holds no complete checkpoint", checkpoint=elsewhere(world.models["mdlm"], folder)
+    )
+
+
+def test_a_truncated_checkpoint_is_refused(world, tmp_path):
+    import shutil
+
+    folder = tmp_path / "cut"
+    shutil.copytree(world.models["mdlm"].uri, folder)
+    (largest,) = sorted(folder.glob("step-*/state/*.distcp"), key=lambda p: p.stat().st_size)[-1:]
+    largest.write_bytes(largest.read_bytes()[:-100])
+    refused(world, tmp_path, "is not whole", checkpoint=elsewhere(world.models["mdlm"], folder))
+
+
+def test_weights_that_are_not_numbers_are_refused(world, tmp_path, monkeypatch):
+    from discdiff.training import load
+
+    def broken(uri: str, **options: object) -> object:
+        model = load(uri, **options)
+        with torch.no_grad():
+            next(model.network.parameters()).fill_(float("nan"))
+        return model
+
+    monkeypatch.setattr(bound, "load", broken)
+    refused(world, tmp_path, r"the bound of sequence \d+ is nan")
+
+
+def test_an_empty_sample_set_is_refused(world, tmp_path):
+    folder = tmp_path / "none"
+    folder.mkdir()
+    empty = Samples(key="generate-none", uri=str(folder), count=0, length=LENGTH)
+    refused(world, tmp_path, "holds no sample", samples=empty)
+    fields = {"ids": pa.list_(pa.int32()), "text": pa.string(), "nfe": pa.int32()}
+    pq.write_table(pa.schema(list(fields.items())).empty_table(), folder / "samples-00000.parquet")
+    refused(world, tmp_path, "holds no sample", samples=empty)
+
+
+def test_a_store_or_judge_of_another_vocabulary_is_refused(world, tmp_path):
+    foreign = store(tmp_path / "foreign", 3, "".join(sorted(set(" .xyz".join(WORDS)))))
+    refused(world, tmp_path, "was trained with tokenizer .* the data is of", tokens=foreign)
+    judge = trained(tmp_path / "judge", Autoregressive(), foreign)
+    refused(world, tmp_path, "has another vocabulary", judge=judge, samples=world.samples["mdlm"])
+    refused(world, tmp_path, "a judge must be autoregressive", judge=world.models["mdlm"])
+    others = (Named(name="foreign", tokens=foreign),)
+    refused(world, tmp_path, "was trained with tokenizer", zero_shot=others)
+
+
+def test_two_judges_and_no_evaluations_are_refused(world, tmp_path):
+    refused(
+        world, tmp_path, "two judges were given", judge=world.models["autoregressive"], hugging_face="gpt2"
+    )
+    with Runner(str(tmp_path)) as run, pytest.raises(DiscdiffError, match="nothing to report"):
+        run(report, ReportSpec(scores=()))
+
+
+def test_evaluations_of_different_text_are_warned_of(world, tmp_path):
+    with Runner(str(tmp_path)) as run:
+        scores = (run(evaluate, spec(world, "mdlm")), run(evaluate, spec(world, "mdlm", rows=5)))
+        made = run(report, ReportSpec(scores=scores))
+    page = Page.model_validate_json((Path(made.uri) / "report.json").read_bytes())
+    assert "not of the same text" in page.warnings[0]
+    assert [model.name for model in page.models] == ["mdlm 1", "mdlm 2"]
+    assert page.comparisons == ()
+
+
+def test_the_record_of_samples_gives_their_sampler_back(world):
+    from pipelines.provenance import sampler_of
+
+    assert "steps" in sampler_of(world.samples["mdlm"])
