@@ -8,6 +8,7 @@ term. Times and values are float64, of any shape. `sigma = -log alpha` is the to
 
 import math
 from abc import abstractmethod
+from itertools import pairwise
 from typing import Annotated, Literal
 
 import torch
@@ -191,6 +192,76 @@ class Geometric(Schedule, frozen=True):
         return ((-alpha.log()).log() - math.log(self.low)) / math.log(self.high / self.low)
 
 
+class LinearRate(Schedule, frozen=True):
+    """alpha = exp(-low t - (high - low) t^2 / 2): a rate of noise that grows from low to high, D3PM's linear
+    beta.
+
+    The end is cut off (Ho et al. 2020, arXiv:2006.11239, for Gaussian diffusion; D3PM, arXiv:2107.03006).
+    """
+
+    kind: Literal["linear_rate"] = "linear_rate"
+    low: float = Field(default=0.1, gt=0)
+    high: float = Field(default=20.0, gt=0)
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        return self.low * t + (self.high - self.low) * t**2 / 2
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return (-self._sigma(t)).exp()
+
+    def beta(self, t: Tensor) -> Tensor:
+        return -torch.expm1(-self._sigma(t))
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        return -(self.low + (self.high - self.low) * t) * self.alpha(t)
+
+    def inverse(self, alpha: Tensor) -> Tensor:
+        # The positive root, in the form that keeps its precision where high is near low.
+        sigma, slope = -alpha.log(), self.high - self.low
+        return 2 * sigma / (self.low + (self.low**2 + 2 * slope * sigma).clamp_min(0).sqrt())
+
+
+class Tabulated(Schedule, frozen=True):
+    """alpha at equally spaced times from 0 to 1, straight in between: a schedule found by search or estimated
+    from data.
+    """
+
+    kind: Literal["tabulated"] = "tabulated"
+    values: tuple[float, ...] = (1.0, 0.0)
+
+    @model_validator(mode="after")
+    def _falls(self) -> "Tabulated":
+        steps = [b - a for a, b in pairwise(self.values)]
+        if not steps or max(steps) >= 0 or self.values[0] > 1 or self.values[-1] < 0:
+            raise DiscdiffError("a tabulated schedule needs two values or more that fall, within 1 and 0")
+        return self
+
+    def _piece(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        values = torch.tensor(self.values, dtype=torch.float64, device=t.device)
+        pieces = len(values) - 1
+        index = (t * pieces).floor().long().clamp(0, pieces - 1)
+        return values[index], values[index + 1] - values[index], t * pieces - index
+
+    def alpha(self, t: Tensor) -> Tensor:
+        # Weighed from the nearer end, so that a last value of zero keeps relative precision near t = 1.
+        start, change, part = self._piece(t)
+        return (start + change) * part + start * (1 - part)
+
+    def beta(self, t: Tensor) -> Tensor:
+        start, change, part = self._piece(t)
+        return (1 - start) * (1 - part) + (1 - start - change) * part
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        return self._piece(t)[1] * (len(self.values) - 1)
+
+    def inverse(self, alpha: Tensor) -> Tensor:
+        values = torch.tensor(self.values, dtype=torch.float64, device=alpha.device)
+        index = (torch.searchsorted(-values, -alpha) - 1).clamp(0, len(values) - 2)
+        part = (alpha - values[index]) / (values[index + 1] - values[index])
+        return (index + part) / (len(values) - 1)
+
+
 AnySchedule = Annotated[
-    Linear | Cosine | SquaredCosine | Polynomial | Power | Geometric, Field(discriminator="kind")
+    Linear | Cosine | SquaredCosine | Polynomial | Power | Geometric | LinearRate | Tabulated,
+    Field(discriminator="kind"),
 ]

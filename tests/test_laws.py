@@ -40,7 +40,8 @@ from discdiff.noise import Noise
 from discdiff.objectives import Steps, rate_divergence
 from discdiff.oracle import Law, exact_bound, exact_law, exact_steps, on_tokens, total_variation
 from discdiff.parameterizations import LeaveOneOut, Posterior, ScaledScore, Score
-from discdiff.processes import Hybrid, Mask, Uniform
+from discdiff.processes import Hybrid, Mask, Matrix, Uniform
+from discdiff.processes.kernels import Gaussian
 from discdiff.samplers import Ancestral, Euler, Sampler
 from discdiff.schedules import Cosine, Geometric, Linear, Polynomial, Power, SquaredCosine
 from discdiff.types import canvas
@@ -73,6 +74,8 @@ ENTRIES = [
     Entry(D3pm(clock=Steps(count=16))),
     Entry(D3pm(process=Mask(), clock=Steps(count=16))),
     Entry(D3pm(process=Hybrid(), parameterization=Posterior(), clock=Steps(count=16))),
+    Entry(D3pm(process=Matrix(kernel=Gaussian(width=0.5)), clock=Steps(count=16))),
+    Entry(Sedd(process=Matrix(kernel=Gaussian(width=0.5)))),
     Entry(Mdlm(clock=Steps(count=16))),
     Entry(Md4()),
     Entry(Md4(process=Mask(schedule=Polynomial(power=2)))),

@@ -5,7 +5,17 @@ from typing import get_args
 import pytest
 import torch
 
-from discdiff.schedules import AnySchedule, Cosine, Geometric, Linear, Polynomial, Power, SquaredCosine
+from discdiff.schedules import (
+    AnySchedule,
+    Cosine,
+    Geometric,
+    Linear,
+    LinearRate,
+    Polynomial,
+    Power,
+    SquaredCosine,
+    Tabulated,
+)
 
 SCHEDULES = [
     Linear(),
@@ -18,6 +28,9 @@ SCHEDULES = [
     Power(power=1.0),
     Power(power=3.0),
     Geometric(),
+    LinearRate(),
+    LinearRate(low=2.0, high=1.0),
+    Tabulated(values=(1.0, 0.9, 0.4, 0.0)),
 ]
 TIMES = torch.linspace(0.001, 0.999, 301, dtype=torch.float64)
 
@@ -50,7 +63,7 @@ def test_alpha_falls_from_end_to_end(schedule):
     alpha = schedule.alpha(t)
     assert bool((alpha.diff() < 0).all())
     assert schedule.ends == (alpha[0].item(), alpha[-1].item())
-    cut = isinstance(schedule, Geometric) or (isinstance(schedule, Linear) and schedule.eps > 0)
+    cut = isinstance(schedule, Geometric | LinearRate) or (isinstance(schedule, Linear) and schedule.eps > 0)
     assert cut or schedule.ends == (1.0, 0.0)
 
 
@@ -67,6 +80,8 @@ def test_neither_alpha_nor_its_complement_vanishes_inside(schedule):
 def test_bad_fields_are_refused():
     with pytest.raises(ValueError, match="low < high"):
         Geometric(low=2.0, high=1.0)
+    with pytest.raises(ValueError, match="that fall"):
+        Tabulated(values=(1.0, 0.2, 0.3))
     with pytest.raises(ValueError, match="power"):
         Polynomial(power=0.0)
     with pytest.raises(ValueError, match="Extra inputs"):

@@ -18,7 +18,7 @@ from torch import Tensor
 from discdiff.methods.diffusion import Diffusion
 from discdiff.objectives import Continuous
 from discdiff.parameterizations import AnyParameterization, ScaledScore
-from discdiff.processes import AnyProcess, Uniform
+from discdiff.processes import AnyProcess, Interpolating, Uniform
 
 
 class Sedd(Diffusion, frozen=True):
@@ -31,6 +31,8 @@ class Sedd(Diffusion, frozen=True):
 
     def density(self, raw: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Score entropy, weighted by the rate. `[N, W] -> [N]`"""
+        if not isinstance(self.process, Interpolating):
+            return super().density(raw, x0, x_t, t)
         log_s = self.parameterization.log_score(self.process, raw, x_t, t)
         vocab = log_s.shape[-1] - self.process.extra
         level = self.process.levels(t, vocab)

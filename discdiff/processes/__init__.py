@@ -14,9 +14,10 @@ from discdiff.noise import Noise
 from discdiff.processes.hybrid import Hybrid
 from discdiff.processes.interpolating import Interpolating, Levels
 from discdiff.processes.mask import Mask
+from discdiff.processes.matrix import Matrix
 from discdiff.processes.uniform import Uniform
 
-__all__ = ["AnyProcess", "Hybrid", "Interpolating", "Levels", "Mask", "Process", "Uniform"]
+__all__ = ["AnyProcess", "Hybrid", "Interpolating", "Levels", "Mask", "Matrix", "Process", "Uniform"]
 
 
 @runtime_checkable
@@ -45,4 +46,4 @@ class Process(Protocol):
     def rate(self, x_t: Tensor, t: Tensor, vocab: int) -> Tensor: ...
 
 
-AnyProcess = Annotated[Mask | Uniform | Hybrid, Field(discriminator="kind")]
+AnyProcess = Annotated[Mask | Uniform | Hybrid | Matrix, Field(discriminator="kind")]
