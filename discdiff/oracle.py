@@ -12,19 +12,25 @@ and its sampler's law tends to the data. Cost grows as K^L: V = 3 and L = 3 take
 
 import math
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor, nn
 
+from discdiff.algebra import log_one_hot
 from discdiff.networks import KeyValueCache
 from discdiff.noise import Noise, Stream
 from discdiff.parameterizations import Parameterization
-from discdiff.processes import Process
-from discdiff.samplers import Sampler
-from discdiff.types import Condition, Network
+from discdiff.processes import Interpolating, Process
+from discdiff.samplers import AnyOrder, FirstHitting, Gibbs, Random, Sampler
+from discdiff.samplers.correctors import After
+from discdiff.samplers.predictor import Predictor, Reversible, positions
+from discdiff.samplers.steps import Step
+from discdiff.samplers.sweeps import kept, log_conditional, look_time
+from discdiff.samplers.unmasking import expected, masked, plan
+from discdiff.types import Canvas, Condition, Network, canvas
 
 _NOWHERE = Condition()
 
@@ -80,8 +86,13 @@ class Law:
     def log_clean(
         self, process: Process, x_t: Int64[Tensor, "B L"], t: Float64[Tensor, "B _"]
     ) -> Float64[Tensor, "B L V"]:
-        """The leave-one-out law p(x_0^i | x_t without i) at every position. `[B, L] -> [B, L, V]`"""
+        """The leave-one-out law p(x_0^i | x_t without i) at every position. `[B, L] -> [B, L, V]`
+
+        A token that noise can't have made (one among masks at t = 1) is context: data.
+        """
         likelihood = process.log_likelihood(x_t, t.expand_as(x_t), self.vocab, torch.float64)
+        given = (likelihood == -torch.inf).all(-1, keepdim=True) & (x_t < self.vocab)[..., None]
+        likelihood = torch.where(given, log_one_hot(x_t.clamp_max(self.vocab - 1), self.vocab), likelihood)
         each = torch.stack([likelihood[:, j, self.sequences[:, j]] for j in range(self.length)], dim=1)
         rows = []
         for i in range(self.length):
@@ -230,32 +241,146 @@ def gauss_legendre(nodes: int) -> tuple[list[float], list[float]]:
     return ((value + 1) / 2).tolist(), (vector[0] ** 2).tolist()
 
 
-def exact_law(sampler: Sampler, method: Exact, net: Network, length: int) -> Float64[Tensor, "S"]:
+def exact_law(
+    sampler: Sampler, method: Reversible, net: Network, length: int, given: Canvas | None = None
+) -> Float64[Tensor, "S"]:
     """The law of the sequences that a sampler draws, nothing drawn. `-> [K^L]`, lexicographic in noisy states
 
-    Sequences that still hold a mask keep their mass, so that a sampler which leaves noise behind is seen.
+    `given` is a canvas of one row with context, labels or allowed tokens. Sequences that still hold a mask
+    keep their mass, so that a sampler which leaves noise behind is seen. First hitting is followed through
+    the order of its tokens alone, so the network may not depend on the time.
     """
-    process, times = method.process, sampler.times()
-    states = every(process.states(net.vocab), length)
-    uniform = torch.full((1, net.vocab), -math.log(net.vocab), dtype=torch.float64)
-    start = process.log_marginal(uniform, torch.ones(1, dtype=torch.float64))[0]
-    p = start[states].sum(-1).exp()
-    for t, s in pairwise(times):
-        mass, x = p[p > 0], states[p > 0]
-        at, before = (torch.full((len(x), 1), time, dtype=torch.float64) for time in (t, s))
-        raw = net(x, at, _NOWHERE)
-        log_law = sampler.reverse.log_law(method, raw, x, before.expand_as(x), at.expand_as(x))
-        p = mass @ _product(log_law, x, states, process.live(x, net.vocab))
+    given = given or canvas(torch.zeros(1, length, dtype=torch.int64))
+    states = every(method.process.states(net.vocab), length)
+    predictor = sampler.predictor(method, net, _everywhere(given, states))
+    p = _start(method.process, net.vocab, given, states)
+    if isinstance(sampler.reverse, FirstHitting):
+        return _in_order(Random(), predictor, p, [torch.tensor(length - k) for k in range(1, length + 1)])
+    if sampler.order is not None:
+        start = given.free.sum()
+        assert predictor.mask is not None
+        return _in_order(
+            sampler.order, predictor, p, plan(predictor.mask, sampler.order, start, sampler.times())
+        )
+    step = sampler.step(predictor)
+    for t, s in pairwise(sampler.times()):
+        p = exact_step(step, p, s, t)
+        if isinstance(sampler.corrector, After):
+            for _ in range(sampler.corrector.sweeps):
+                p = exact_sweep(sampler.corrector, step, p, s, t)
     return p
 
 
-def _product(log_law: Tensor, x: Tensor, states: Tensor, live: Tensor) -> Tensor:
-    """The transition matrix from `x` to `states` of positions that move independently. `[N, L, K] -> [N,
-    S]`
+def exact_step(step: Step, p: Float64[Tensor, "S"], s: float, t: float) -> Float64[Tensor, "S"]:
+    """The law after a step from t to s of the law before it. `[K^L] -> [K^L]`"""
+    states = step.predictor.canvas.tokens
+    reached = p > 0
+    where = positions(step.moving(states) & reached[:, None])
+    step.predictor.look(states, torch.full((len(states), 1), t, dtype=torch.float64))
+    return p @ _matrix(states, where, step.log_law(where, s, t))
+
+
+def exact_sweep(
+    corrector: After, step: Step, p: Float64[Tensor, "S"], s: float, t: float
+) -> Float64[Tensor, "S"]:
+    """The law after a sweep of a corrector behind the step from t to s. `[K^L] -> [K^L]`"""
+    predictor, states = step.predictor, step.predictor.canvas.tokens
+    if isinstance(corrector, Gibbs):
+        return _exact_gibbs(corrector, predictor, p, s)
+    up = s + corrector.length * (t - s)
+    assert isinstance(predictor.process, Interpolating)
+    vocab, count = predictor.vocab, predictor.process.states(predictor.vocab)
+    keep, uniform = kept(predictor.process, vocab, s, up, states.device)
+    forward = torch.eye(count, dtype=torch.float64)
+    forward[:vocab] = forward[:vocab] * keep
+    forward[:vocab, :vocab] += uniform
+    forward[:vocab, vocab:] = 1 - keep - vocab * uniform
+    where = positions(predictor.canvas.free)
+    noised = p @ _matrix(states, where, forward[states[where]].log())
+    return exact_step(step, noised, s, up)
+
+
+def _exact_gibbs(
+    corrector: Gibbs, predictor: Predictor, p: Float64[Tensor, "S"], s: float
+) -> Float64[Tensor, "S"]:
+    """Averaged over the positions that may be chosen; context is the same in all states."""
+    states, free = predictor.canvas.tokens, predictor.canvas.free[0].nonzero()[:, 0].tolist()
+    choices = list(combinations(free, min(corrector.positions, len(free))))
+    after = torch.zeros_like(p)
+    for chosen in choices:
+        columns = torch.tensor(chosen)
+        x = states.clone()
+        if predictor.mask is not None:
+            x[:, columns] = predictor.vocab
+        predictor.look(x, look_time(predictor, x, s))
+        at = torch.zeros_like(x, dtype=torch.bool)
+        at[p > 0] = at[p > 0].index_fill(1, columns, True)
+        where = positions(at)
+        after = after + p @ _matrix(states, where, log_conditional(predictor, where, s)) / len(choices)
+    return after
+
+
+def _in_order(
+    order: AnyOrder, predictor: Predictor, p: Float64[Tensor, "S"], plan: list[Tensor]
+) -> Float64[Tensor, "S"]:
+    """Follow an order through its choices; all choices of the random one are alike. `plan` says how many
+    tokens each step leaves masked.
     """
-    stay = torch.full_like(log_law, -torch.inf).scatter(-1, x[..., None], 0)
-    law = torch.where(live[..., None], log_law, stay).exp()
-    matrix = torch.ones(len(x), len(states), dtype=law.dtype)
+    process, states = predictor.mask, predictor.canvas.tokens
+    assert process is not None
+    for left in plan:
+        still = masked(predictor, states) & (p > 0)[:, None]
+        count = still.sum(-1) - left
+        share = still.sum(-1, keepdim=True) / predictor.canvas.free.sum(-1, keepdim=True).clamp_min(1)
+        predictor.look(states, expected(process, share))
+        if not isinstance(order, Random):
+            chosen = order.choose(predictor, still, count, Noise(0).on(predictor.canvas.rows))
+            p = _filled(predictor, p, chosen)
+            continue
+        wanted = every(2, states.shape[1]).bool()
+        fits = (wanted[:, None] <= still).all(-1) & (wanted.sum(-1)[:, None] == count.clamp_min(0))
+        shares = torch.where(fits, p / fits.sum(0).clamp_min(1), 0)
+        p = torch.stack([_filled(predictor, q, some & still) for q, some in zip(shares, wanted, strict=True)])
+        p = p.sum(0)
+    return p
+
+
+def _filled(
+    predictor: Predictor, p: Float64[Tensor, "S"], chosen: Bool[Tensor, "S L"]
+) -> Float64[Tensor, "S"]:
+    where = positions(chosen & (p > 0)[:, None])
+    tokens = predictor.each(where, lambda dynamics, raw, x, t, _: dynamics.log_denoise(raw, x, t))
+    return p @ _matrix(
+        predictor.canvas.tokens, where, torch.nn.functional.pad(tokens, (0, 1), value=-torch.inf)
+    )
+
+
+def _start(process: Process, vocab: int, given: Canvas, states: Int64[Tensor, "S L"]) -> Float64[Tensor, "S"]:
+    """Where sampling starts: noise at the free positions, the context elsewhere."""
+    uniform = torch.full((1, vocab), -math.log(vocab), dtype=torch.float64)
+    noise = process.log_marginal(uniform, torch.ones(1, dtype=torch.float64))[0].exp()
+    return torch.where(given.free, noise[states], (states == given.tokens).double()).prod(-1)
+
+
+def _everywhere(given: Canvas, states: Int64[Tensor, "S L"]) -> Canvas:
+    """The canvas with each state for its tokens."""
+    labels, count = given.condition.labels, len(states)
+    return Canvas(
+        tokens=states,
+        free=given.free.expand(count, -1),
+        rows=torch.zeros(count, dtype=torch.int64),
+        condition=Condition(labels=None if labels is None else labels.expand(count)),
+        allowed=None if given.allowed is None else given.allowed.expand(count, -1, -1),
+    )
+
+
+def _matrix(
+    states: Int64[Tensor, "S L"], where: tuple[Tensor, Tensor], log_law: Float64[Tensor, "N K"]
+) -> Float64[Tensor, "S S"]:
+    """The transition matrix where some positions move, independently, by these laws. `[N, K] -> [S, S]`"""
+    law = torch.nn.functional.one_hot(states, int(states.max()) + 1).to(log_law)
+    law[where] = log_law.exp()
+    matrix = torch.ones(len(states), len(states), dtype=law.dtype)
     for i in range(states.shape[1]):
         matrix = matrix * law[:, i][:, states[:, i]]
     return matrix

@@ -17,6 +17,7 @@ each chunk's logits recomputed in the backward pass: no tensor `[B, L, V]` is ev
 
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -44,6 +45,8 @@ class Diffusion(Value, frozen=True):
     bound.
     """
 
+    tokens_alike: ClassVar[bool] = True
+    """All tokens are noised alike: the schedule then says when mask noise is undone, not the network."""
     process: AnyProcess
     parameterization: AnyParameterization
     clock: AnyClock = Continuous()

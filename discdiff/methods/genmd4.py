@@ -17,7 +17,7 @@ else.
 """
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -54,6 +54,7 @@ class ExponentHead(nn.Module):
 class GenMd4(Diffusion, frozen=True):
     """Masked diffusion with a learned exponent per token, all starting at `start`."""
 
+    tokens_alike: ClassVar[bool] = False
     kind: Literal["genmd4"] = "genmd4"
     process: Mask = Mask()
     parameterization: Posterior = Posterior()

@@ -4,12 +4,84 @@ from typing import Annotated
 
 from pydantic import Field
 
+from discdiff.samplers.cache import Unchanged
+from discdiff.samplers.correctors import (
+    AnyCorrector,
+    Cap,
+    FlowCorrector,
+    ForwardBackward,
+    Gibbs,
+    Psi,
+    Remask,
+    Rescale,
+)
+from discdiff.samplers.filters import AnyFilter, Greedy, MinP, Temperature, TopK, TopP
+from discdiff.samplers.grid import AnyGrid, Even, Held, Listed, Quarter, Through
+from discdiff.samplers.guidance import AnyGuidance, ClassifierBased, ClassifierFree, Guided
 from discdiff.samplers.inverse import Inverse
 from discdiff.samplers.left_to_right import LeftToRight
-from discdiff.samplers.reverse import Ancestral, AnyReverse, Euler
-from discdiff.samplers.sampler import Sampler
+from discdiff.samplers.orders import AnyOrder, Confidence, Entropy, EntropyBudget, Margin, Random
+from discdiff.samplers.reverse import (
+    Analytic,
+    Ancestral,
+    AnyReverse,
+    Euler,
+    FirstHitting,
+    FlowEuler,
+    Tweedie,
+)
+from discdiff.samplers.sampler import Draw, Sampler
+from discdiff.samplers.trace import Recorder, Trace
+from discdiff.samplers.windows import Windows
 
 AnySampler = Annotated[Sampler | LeftToRight | Inverse, Field(discriminator="kind")]
 Inverse.model_rebuild(_types_namespace={"AnySampler": AnySampler})
 
-__all__ = ["Ancestral", "AnyReverse", "AnySampler", "Euler", "Inverse", "LeftToRight", "Sampler"]
+__all__ = [
+    "Analytic",
+    "Ancestral",
+    "AnyCorrector",
+    "AnyFilter",
+    "AnyGrid",
+    "AnyGuidance",
+    "AnyOrder",
+    "AnyReverse",
+    "AnySampler",
+    "Cap",
+    "ClassifierBased",
+    "ClassifierFree",
+    "Confidence",
+    "Draw",
+    "Entropy",
+    "EntropyBudget",
+    "Euler",
+    "Even",
+    "FirstHitting",
+    "FlowCorrector",
+    "FlowEuler",
+    "ForwardBackward",
+    "Gibbs",
+    "Greedy",
+    "Guided",
+    "Held",
+    "Inverse",
+    "LeftToRight",
+    "Listed",
+    "Margin",
+    "MinP",
+    "Psi",
+    "Quarter",
+    "Random",
+    "Recorder",
+    "Remask",
+    "Rescale",
+    "Sampler",
+    "Temperature",
+    "Through",
+    "TopK",
+    "TopP",
+    "Trace",
+    "Tweedie",
+    "Unchanged",
+    "Windows",
+]
