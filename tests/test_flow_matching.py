@@ -1,4 +1,6 @@
-"""Discrete flow matching: its own bound is one, of the velocity's process; with a mask source it is the shared one."""
+"""Discrete flow matching: its own bound is one, of the velocity's process; with a mask source it is the
+shared one.
+"""
 
 import pytest
 import torch
@@ -41,7 +43,9 @@ def test_with_a_mask_source_the_velocity_s_bound_is_the_shared_one(schedule):
 
 
 def test_with_a_uniform_source_it_is_a_bound_of_its_own():
-    """Time reversal is tight for the exact network; the velocity's conditional path is not the path's reversal."""
+    """Time reversal is tight for the exact network; the velocity's conditional path is not the path's
+    reversal.
+    """
     own, shared = Velocity(process=Uniform()), FlowMatching(process=Uniform())
     tight = exact_bound(shared, LAW.network(shared), LAW.sequences, nodes=40)
     loose = exact_bound(own, LAW.network(own), LAW.sequences, nodes=40)
