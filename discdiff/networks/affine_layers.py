@@ -7,8 +7,8 @@ m and s are what a transformer says of
     v_1 .. v_(i-1)                                       RightwardAffine: the masked autoregressive flow
 
 (Dinh et al. 2016, arXiv:1605.08803; Papamakarios et al. 2017, arXiv:1705.07057). log |dz/dv| is the sum of
--s, and s stays within (-3, 3). Conditioners of whole positions read the token that the latent decodes to beside the
-latent itself: it is constant on each token's region, so inside a region all is smooth.
+-s, and s stays within (-3, 3). Conditioners of whole positions read the token that the latent decodes to
+beside the latent itself: it is constant on each token's region, so inside a region all is smooth.
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from discdiff.networks.argmax import AnyLift, soft_clamp
 from discdiff.networks.attention import Attention, Bidirectional, Causal
-from discdiff.networks.conditioner import ask, ask_in_turn
+from discdiff.networks.conditioner import ask, ask_in_turn, starts
 from discdiff.networks.discrete_layers import moves
 from discdiff.networks.embedding import TokenEmbedding
 from discdiff.networks.transformer import Transformer
@@ -60,7 +60,7 @@ class AffineLayer(nn.Module):
         self, v: Float[Tensor, "B L E"], condition: Condition
     ) -> tuple[Float[Tensor, "B L E"], Float[Tensor, "B L"]]:
         """z from v at all positions at once, and log |dz/dv|. `[B, L, E] -> [B, L, E], [B, L]`"""
-        location, log_scale = self._numbers(ask(self.net, self._context(v), condition))
+        location, log_scale = self._numbers(ask(self.net, self._context(v, condition), condition))
         return (v - location) * (-log_scale).exp(), -log_scale.sum(-1)
 
     def from_base(
@@ -71,10 +71,10 @@ class AffineLayer(nn.Module):
         known: Float[Tensor, "B L E"],
     ) -> Float[Tensor, "B L E"]:
         """v from z; `known` where not free. `[B, L, E] -> [B, L, E]`"""
-        location, log_scale = self._numbers(ask(self.net, self._context(z), condition))
+        location, log_scale = self._numbers(ask(self.net, self._context(z, condition), condition))
         return torch.where(free[..., None], location + log_scale.exp() * z, known)
 
-    def _context(self, v: Tensor) -> Tensor:
+    def _context(self, v: Tensor, condition: Condition) -> Tensor:
         """What the conditioner reads. `[B, L, E] -> [B, L, E + 1]` or `[B, L, E]`"""
         raise NotImplementedError
 
@@ -92,7 +92,7 @@ class PositionLayer(AffineLayer):
         super().__init__(backbone, lift.size(vocab), Bidirectional(), embedding)
         self.stride = stride
 
-    def _context(self, v: Tensor) -> Tensor:
+    def _context(self, v: Tensor, condition: Condition) -> Tensor:
         hidden = moves(v.shape[1], self.stride, v.device)[:, None].expand(*v.shape[:2], 1)
         return torch.cat([torch.where(hidden, 0, v), hidden.to(v)], dim=-1)
 
@@ -111,7 +111,7 @@ class ChannelLayer(AffineLayer):
         super().__init__(backbone, size, attention, _small(size, backbone.width, bias=True))
         self.register_buffer("moved", torch.arange(size) % 2 == first, persistent=False)
 
-    def _context(self, v: Tensor) -> Tensor:
+    def _context(self, v: Tensor, condition: Condition) -> Tensor:
         return torch.where(self.moved, 0, v)
 
     def _numbers(self, raw: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,13 +141,12 @@ class RightwardLayer(AffineLayer):
             v[:, i] = torch.where(free[:, i, None], location + log_scale.exp() * z[:, i], known[:, i])
             return F.pad(v[:, i], (0, 1))
 
-        ask_in_turn(self.net, self._context(z[:, :1]), z.shape[1], condition, advance)
+        ask_in_turn(self.net, self._context(z[:, :1], Condition()), z.shape[1], condition, advance)
         return v
 
-    def _context(self, v: Tensor) -> Tensor:
-        before = F.pad(v[:, :-1], (0, 0, 1, 0))
-        begins = (torch.arange(v.shape[1], device=v.device) == 0)[:, None].expand(*v.shape[:2], 1)
-        return torch.cat([before, begins.to(v)], dim=-1)
+    def _context(self, v: Tensor, condition: Condition) -> Tensor:
+        first = starts(condition, v.shape[1], v.device)[..., None].expand(*v.shape[:2], 1)
+        return torch.cat([torch.where(first, 0, v.roll(1, dims=1)), first.to(v)], dim=-1)
 
 
 class Elementwise(nn.Module):
@@ -178,7 +177,7 @@ class Elementwise(nn.Module):
 
     def _numbers(self, length: int) -> tuple[Tensor, Tensor]:
         position = torch.arange(length, device=self.weight.device) % PERIOD
-        location, log_scale = (GAIN * self.weight[position].float()).chunk(2, dim=-1)
+        location, log_scale = (GAIN * self.weight[position]).chunk(2, dim=-1)
         return location, soft_clamp(log_scale)
 
 

@@ -62,7 +62,7 @@ class Softplus(_OneHot, frozen=True):
         """
         own = F.one_hot(x, uniform.shape[-1]).bool()
         mean, log_scale = raw.chunk(2, dim=-1)
-        u, log_q = _normal(mean + own * math.sqrt(2 * math.log(own.shape[-1])), log_scale, uniform)
+        u, log_q = _normal(mean + own.to(mean) * math.sqrt(2 * math.log(own.shape[-1])), log_scale, uniform)
         top = u.gather(-1, x[..., None])
         log_q = log_q - torch.where(own, 0, F.logsigmoid(top - u))
         return _below(own, top, top - F.softplus(top - u)), log_q.sum(-1)
@@ -81,9 +81,9 @@ class Gumbel(_OneHot, frozen=True):
         self, raw: Float[Tensor, "B L W"], x: Int64[Tensor, "B L"], uniform: Float64[Tensor, "B L E"]
     ) -> tuple[Latent, Nats]:
         """Draw v and give log q(v | x). `-> [B, L, E], [B, L]`"""
-        waiting = (-uniform.log()).to(raw)
-        v, z = _gumbel(raw, x, waiting)
-        return v, (-z - waiting).sum(-1)
+        waiting = -uniform.log()
+        v, z = _gumbel(raw, x, waiting.log().to(raw))
+        return v, (-z - waiting.to(raw)).sum(-1)
 
 
 class GumbelFlow(_OneHot, frozen=True):
@@ -102,7 +102,7 @@ class GumbelFlow(_OneHot, frozen=True):
         location, shift, log_scale = raw.chunk(3, dim=-1)
         log_scale = soft_clamp(log_scale)
         noise = shift + log_scale.exp() * uniform.logit().to(raw)
-        v, z = _gumbel(location, x, F.softplus(-noise))
+        v, z = _gumbel(location, x, _log_softplus(-noise))
         log_noise = (uniform.log() + (-uniform).log1p()).to(raw) - log_scale
         return v, (log_noise - z - F.logsigmoid(-noise)).sum(-1)
 
@@ -150,13 +150,18 @@ def _normal(mean: Tensor, log_scale: Tensor, uniform: Tensor) -> tuple[Tensor, T
     return mean + log_scale.exp() * standard, -standard.square() / 2 - _LOG_ROOT_TAU - log_scale
 
 
-def _gumbel(location: Tensor, x: Tensor, waiting: Tensor) -> tuple[Tensor, Tensor]:
-    """Gumbel variables given their argmax, from exponential ones, and their distances from the locations.
+def _log_softplus(x: Tensor) -> Tensor:
+    """log log(1 + exp x), which is x where exp x is small."""
+    return torch.where(x < -30, x, F.softplus(x.clamp_min(-30)).log())
+
+
+def _gumbel(location: Tensor, x: Tensor, log_waiting: Tensor) -> tuple[Tensor, Tensor]:
+    """Gumbel variables given their argmax, from the logs of exponential ones, and their distances from the
+    locations.
 
     Distances are from log sum exp phi at the token, from phi_k elsewhere.
     """
     own = F.one_hot(x, location.shape[-1]).bool()
-    log_waiting = waiting.log()
     top = location.logsumexp(-1, keepdim=True) - log_waiting.gather(-1, x[..., None])
     z = -torch.where(own, log_waiting, torch.logaddexp(location - top, log_waiting))
     return _below(own, top, location + z), z

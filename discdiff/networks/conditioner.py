@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from discdiff.networks.attention import KeyValueCache
@@ -36,14 +36,24 @@ Advance = Callable[[Tensor, int], Tensor]
 def ask_in_turn(net: nn.Module, begin: Tensor, length: int, condition: Condition, advance: Advance) -> None:
     """Ask a causal conditioner of one position after the other, with cached keys and values.
 
-    It reads `begin` `[B, 1]` or `[B, 1, E]` first, and then what `advance` made of its last answer.
+    It reads `begin` `[B, 1]` or `[B, 1, E]` where a document starts, and elsewhere what `advance` made of its
+    last answer.
     """
     assert isinstance(net, TransformerNetwork)
     before, cache = begin, KeyValueCache(capacity=length)
     time = torch.zeros(begin.shape[0], 1, dtype=torch.float64, device=begin.device)
+    first = starts(condition, length, begin.device).expand(begin.shape[0], length)
     for position in range(length):
-        raw = net(before, time, _at(condition, position), cache=cache)[:, 0]
+        where = first[:, position].reshape(-1, *[1] * (begin.ndim - 1))
+        raw = net(torch.where(where, begin, before), time, _at(condition, position), cache=cache)[:, 0]
         before = advance(raw, position)[:, None]
+
+
+def starts(condition: Condition, length: int, device: torch.device) -> Bool[Tensor, "_ L"]:
+    """Where a document starts: what stands before it is another's. `-> [B, L]` or `[1, L]`"""
+    first = (torch.arange(length, device=device) == 0)[None]
+    documents = condition.documents
+    return first if documents is None else first | (documents != documents.roll(1, dims=1))
 
 
 def flip(condition: Condition) -> Condition:

@@ -27,8 +27,8 @@ GAIN = 16.0
 class Table(nn.Module):
     """Logits that repeat every `period` positions: `length -> [L, V]`.
 
-    Token 0 begins with half the mass, so that the layers have from the first step on something to aim at: were
-    the table uniform, no transform would be better than another.
+    Token 0 begins with half the mass, so that the layers have something to aim at from the first step:
+    were the table uniform, no transform would be better than another.
     """
 
     def __init__(self, period: int, vocab: int):
@@ -40,7 +40,7 @@ class Table(nn.Module):
 
     def forward(self, length: int) -> Float[Tensor, "L V"]:
         position = torch.arange(length, device=self.weight.device)
-        return GAIN * self.weight[position % len(self.weight)].float()
+        return GAIN * self.weight[position % len(self.weight)]
 
 
 class Factorized(Value, frozen=True):
@@ -84,13 +84,13 @@ class Successive(Value, frozen=True):
 
     def relaxed(self, net: nn.Module, x: Float[Tensor, "B L V"], canvas: Canvas) -> Float[Tensor, "B"]:
         """-log p of the free positions of one-hot vectors. `[B, L, V] -> [B]` nats"""
-        raw = ask(net, begin_with(F.pad(x, (0, 1)), x.shape[-1]), canvas.condition)
+        raw = ask(net, begin_with(F.pad(x, (0, 1)), x.shape[-1], canvas.condition), canvas.condition)
         nats = -(x * raw.log_softmax(-1)).sum(-1)
         return (nats * canvas.free).sum(-1)
 
     def bound(self, net: nn.Module, canvas: Canvas, noise: Noise) -> Float[Tensor, "B"]:
         """-log p of the free tokens, each given all before it: exact. `-> [B]` nats"""
-        raw = ask(net, begin_with(canvas.tokens, cast(int, net.vocab)), canvas.condition)
+        raw = ask(net, begin_with(canvas.tokens, cast(int, net.vocab), canvas.condition), canvas.condition)
         nats = F.cross_entropy(raw.transpose(1, 2), canvas.tokens, reduction="none")
         return (nats * canvas.free).sum(-1)
 

@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from discdiff.networks.attention import Attention, Bidirectional, Causal
-from discdiff.networks.conditioner import ask, ask_in_turn, flip
+from discdiff.networks.conditioner import ask, ask_in_turn, flip, starts
 from discdiff.networks.modular import (
     AnyTransform,
     LocationScale,
@@ -52,14 +52,14 @@ class ModularLayer(nn.Module):
         self, x: Float[Tensor, "B L V"], condition: Condition, temperature: float
     ) -> Float[Tensor, "B L V"]:
         """Toward the base on one-hot vectors, with straight-through gradients. `[B, L, V] -> [B, L, V]`"""
-        raw = ask(self.net, self._context(F.pad(x, (0, 1))), condition)
+        raw = ask(self.net, self._context(F.pad(x, (0, 1)), condition), condition)
         location, scale = (one_hot_argmax(part, temperature) for part in self._parts(raw))
         return self._keep(x, subtract_and_divide(x, location, scale, self.reciprocal))
 
     @torch.no_grad()
     def to_base(self, x: Int64[Tensor, "B L"], condition: Condition) -> Int64[Tensor, "B L"]:
         """u from x, at all positions at once. `[B, L] -> [B, L]`"""
-        location, choice = self._choose(ask(self.net, self._context(x), condition))
+        location, choice = self._choose(ask(self.net, self._context(x, condition), condition))
         return self._keep(x, self.reciprocal[choice] * (x - location) % self.vocab)
 
     def _parts(self, raw: Tensor) -> tuple[Tensor, ...]:
@@ -72,7 +72,7 @@ class ModularLayer(nn.Module):
         location, choice = self._choose(raw)
         return (location + self.units[choice] * u) % self.vocab
 
-    def _context(self, x: Tensor) -> Tensor:
+    def _context(self, x: Tensor, condition: Condition) -> Tensor:
         """What the conditioner reads: ids, or one-hot vectors over V + 1 symbols."""
         raise NotImplementedError
 
@@ -99,10 +99,10 @@ class BipartiteLayer(ModularLayer):
         known: Int64[Tensor, "B L"],
     ) -> Int64[Tensor, "B L"]:
         """x from u, in one evaluation. `[B, L] -> [B, L]`"""
-        raw = ask(self.net, self._context(u), condition)
+        raw = ask(self.net, self._context(u, condition), condition)
         return torch.where(free, self._keep(u, self._multiply_and_add(u, raw)), known)
 
-    def _context(self, x: Tensor) -> Tensor:
+    def _context(self, x: Tensor, condition: Condition) -> Tensor:
         return _write(x, moves(x.shape[1], self.stride, x.device), self.vocab)
 
     def _keep(self, x: Tensor, moved: Tensor) -> Tensor:
@@ -134,8 +134,8 @@ class AutoregressiveLayer(ModularLayer):
         ask_in_turn(self.net, begin, u.shape[1], condition, advance)
         return x
 
-    def _context(self, x: Tensor) -> Tensor:
-        return begin_with(x, self.vocab)
+    def _context(self, x: Tensor, condition: Condition) -> Tensor:
+        return begin_with(x, self.vocab, condition)
 
 
 class FlippedLayer(nn.Module):
@@ -203,15 +203,14 @@ def moves(length: int, stride: int, device: torch.device) -> Bool[Tensor, "L"]:
     return torch.arange(length, device=device) // stride % 2 == 0
 
 
-def begin_with(x: Tensor, symbol: int) -> Tensor:
-    """Shift ids `[B, L]` or one-hot vectors `[B, L, K]` by one position and begin with a symbol."""
-    first = torch.arange(x.shape[1], device=x.device) == 0
-    return _write(x.roll(1, dims=1), first, symbol)
+def begin_with(x: Tensor, symbol: int, condition: Condition) -> Tensor:
+    """Shift ids `[B, L]` or one-hot vectors `[B, L, K]` by one position and begin documents with a symbol."""
+    return _write(x.roll(1, dims=1), starts(condition, x.shape[1], x.device), symbol)
 
 
-def _write(x: Tensor, where: Bool[Tensor, "L"], symbol: int) -> Tensor:
+def _write(x: Tensor, where: Bool[Tensor, "*B L"], symbol: int) -> Tensor:
     """Put a symbol at some positions of ids `[B, L]` or one-hot vectors `[B, L, K]`."""
     if x.ndim == 2:
         return torch.where(where, symbol, x)
     one_hot = (torch.arange(x.shape[-1], device=x.device) == symbol).to(x)
-    return torch.where(where[:, None], one_hot, x)
+    return torch.where(where[..., None], one_hot, x)

@@ -30,6 +30,8 @@ def given(canvas: Canvas, rightward: bool) -> Canvas:
             "context stands after free positions, and a flow from left to right can be given a prefix only: "
             "move the context to the front, or use a diffusion method to infill"
         )
+    if bool(live.all()):
+        return canvas
     tokens = torch.where(live, canvas.tokens, 0)
     return replace(canvas, tokens=tokens, condition=_apart(canvas.condition, live))
 
