@@ -38,6 +38,9 @@ Root = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run, and which field made it new.")]
 Inspect = Annotated[str | None, typer.Option(help="Print what the artifact at a URI holds, and stop.")]
+Tune = Annotated[
+    bool, typer.Option("--tune", help="With a preset: search noise schedules for one more model.")
+]
 Workers = Annotated[int, typer.Option(help="Workers of a stage.")]
 Cpus = Annotated[float, typer.Option(help="CPUs of a worker.")]
 Gpus = Annotated[float, typer.Option(help="GPUs of a worker.")]
@@ -48,33 +51,33 @@ Address = Annotated[
 Dashboard = Annotated[int | None, typer.Option(help="Port for the dashboard of a private cluster.")]
 
 
-Work = Callable[[Runner, Sequence[str], str | None], None]
-"""What a job does with a runner, arguments and the name of a preset."""
+Work = Callable[[Runner, Sequence[str], Experiment | None], None]
+"""What a job does with a runner, arguments and the experiment of a preset."""
 
 
 def job(stage: Stage[Any, Any], part: Callable[[Lineage], Any]) -> Callable[[], None]:
     """The command line of a stage; with a preset it runs that part of an experiment."""
 
-    def work(run: Runner, arguments: Sequence[str], preset: str | None) -> None:
+    def work(run: Runner, arguments: Sequence[str], preset: Experiment | None) -> None:
         if preset is None:
-            made = [run(stage, specification(stage.spec, arguments))]
+            made = run(stage, specification(stage.spec, arguments))
         else:
-            made = _within(run, specification(Experiment, arguments, presets.named(preset)), part)
+            made = _within(run, specification(Experiment, arguments, preset), part)
         for artifact in made if isinstance(made, list) else [made]:
             run.screen.say("at", artifact.label or stage.name, artifact.uri)
 
-    return command(work, f"{(stage.body.__doc__ or '').splitlines()[0]}")
+    return command(work, (stage.body.__doc__ or "").splitlines()[0])
 
 
 def experiment_job() -> Callable[[], None]:
     """The command line of whole experiments; ends with a table and where to look further."""
 
-    def work(run: Runner, arguments: Sequence[str], preset: str | None) -> None:
-        base = None if preset is None else presets.named(preset)
-        report = _within(run, specification(Experiment, arguments, base), lambda lineage: lineage.report)
+    def work(run: Runner, arguments: Sequence[str], preset: Experiment | None) -> None:
+        report = _within(run, specification(Experiment, arguments, preset), lambda lineage: lineage.report)
         if not isinstance(run, Plan):
             summarize(report, run.screen.console)
-        run.screen.say("at", "report", report.file(report.page))
+            run.screen.say("at", "report", report.file(report.page))
+            run.screen.say("at", "mlflow", run.tracking.uri)
 
     return command(work, "From a corpus to a report: every method trained, sampled, scored and compared.")
 
@@ -95,6 +98,7 @@ def command(work: Work, text: str) -> Callable[[], None]:
         root: Root = None,
         dry_run: DryRun = False,
         inspect: Inspect = None,
+        tune: Tune = False,
         workers: Workers = 2,
         cpus: Cpus = 1,
         gpus: Gpus = 0,
@@ -108,8 +112,11 @@ def command(work: Work, text: str) -> Callable[[], None]:
                 return
             width = {"workers": workers, "cpus": cpus, "gpus": gpus, "concurrent": concurrent}
             placement = validated(Placement, {**width, "address": address, "dashboard": dashboard})
+            experiment = None if preset is None else presets.named(preset)
+            if tune and experiment is not None:
+                experiment = presets.with_search(experiment)
             with runner(root, placement, dry_run) as run:
-                work(run, arguments or [], preset)
+                work(run, arguments or [], experiment)
 
     return app
 

@@ -12,18 +12,20 @@ from pydantic import Field, model_validator
 
 from discdiff.data.packing import AnyPacking, Wrap
 from discdiff.data.specification import Tokenize
-from discdiff.evaluation.likelihood import AnyEstimator, Likelihood
+from discdiff.evaluation.estimators import AnyEstimator
+from discdiff.evaluation.likelihood import Likelihood
 from discdiff.methods import AnyMethod
 from discdiff.networks import AnyBackbone, Transformer
 from discdiff.training import Recipe
 from discdiff.types import DiscdiffError, Value
-from pipelines.artifacts import Checkpoint, Report, Samples, Scores, Tokens
+from pipelines.artifacts import Checkpoint, Report, Samples, Scores, Tokens, Trials
 from pipelines.evaluate import Evaluate, evaluate
 from pipelines.generate import Drawing, Generate, generate
 from pipelines.report import ReportSpec, report
 from pipelines.runner import Runner
 from pipelines.tokenize import tokenize
 from pipelines.train import Train, train
+from pipelines.tune import Tune, tune
 
 
 class Measuring(Value, frozen=True):
@@ -35,12 +37,22 @@ class Measuring(Value, frozen=True):
     estimator: AnyEstimator = Likelihood()
 
 
+class Search(Value, frozen=True):
+    """A search for a version of a method: what is tried, and by which short training."""
+
+    candidates: tuple[AnyMethod, ...] = Field(min_length=1)
+    recipe: Recipe = Recipe()
+    timesteps: int = Field(default=64, ge=2)
+
+
 class Experiment(Value, frozen=True):
     """Several methods on the same data, network and budget."""
 
     name: str
     corpus: Tokenize = Tokenize()
     methods: tuple[AnyMethod, ...]
+    search: Search | None = None
+    """Trained besides the methods is the best of a search, if there is one."""
     backbone: AnyBackbone = Transformer()
     recipe: Recipe = Recipe()
     packing: AnyPacking = Wrap(length=128)
@@ -50,7 +62,7 @@ class Experiment(Value, frozen=True):
 
     @model_validator(mode="after")
     def _compares_something(self) -> "Experiment":
-        if not self.methods:
+        if not self.methods and self.search is None:
             raise DiscdiffError("no method was given; an experiment compares one or more.")
         return self
 
@@ -72,12 +84,25 @@ class Lineage:
         return self.run(tokenize, self.spec.corpus)
 
     @cached_property
-    def models(self) -> list[Checkpoint]:
-        spec = self.spec
-        shared: dict[str, Any] = {name: getattr(spec, name) for name in ("backbone", "recipe", "packing")}
-        return self.run.all(
-            train, [Train(tokens=self.tokens, method=each, **shared) for each in spec.methods]
+    def trials(self) -> Trials | None:
+        return (
+            None
+            if self.spec.search is None
+            else self.run(tune, Tune(**self._shared, **dict(self.spec.search)))
         )
+
+    @cached_property
+    def models(self) -> list[Checkpoint]:
+        shared: dict[str, Any] = {**self._shared, "recipe": self.spec.recipe}
+        specs = [Train(method=method, **shared) for method in self.spec.methods]
+        if self.trials is not None:
+            specs.append(Train(trials=self.trials, **shared))
+        return self.run.all(train, specs)
+
+    @property
+    def _shared(self) -> dict[str, Any]:
+        """What is the same for all methods."""
+        return {"tokens": self.tokens, "backbone": self.spec.backbone, "packing": self.spec.packing}
 
     @cached_property
     def samples(self) -> list[Samples]:

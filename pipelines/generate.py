@@ -22,9 +22,9 @@ from torch import nn
 from discdiff.data.tokenizers import Tokenizer, from_json
 from discdiff.methods import AnyMethod
 from discdiff.noise import Noise
-from discdiff.samplers import AnySampler, LeftToRight, Sampler
+from discdiff.samplers import AnySampler
 from discdiff.training import load
-from discdiff.types import DiscdiffError, Value, canvas
+from discdiff.types import DiscdiffError, Network, Value, canvas
 from pipelines.artifacts import Checkpoint, Samples
 from pipelines.place import Place
 from pipelines.stage import stage
@@ -53,7 +53,7 @@ class Drawing(Value, frozen=True):
     because it may change the network's rounding.
     """
 
-    sampler: Annotated[Sampler | LeftToRight | Default, Field(discriminator="kind")] = Default()
+    sampler: Annotated[AnySampler | Default, Field(discriminator="kind")] = Default()
     count: int = Field(default=64, ge=1)
     length: int | None = Field(default=None, ge=1)
     batch: int = Field(default=32, ge=1)
@@ -158,13 +158,14 @@ class Generator:
         blank = torch.zeros(stop - start, self.length, dtype=torch.int64, device=self.device)
         method: Any = self.trained.method
         network: Any = self.trained.network
-        with evaluations(network.trunk) as count:
+        with evaluations(network) as count:
             ids = method.sample(network, canvas(blank, first_row=start), self.sampler, Noise(self.spec.seed))
+        calls = count() if isinstance(network, Network) else self.sampler.evaluations(self.length)
         rows = ids.cpu().numpy()
         columns = {
             "row": pa.array(np.arange(start, stop)),
             "seed": pa.repeat(pa.scalar(self.spec.seed, pa.int64()), len(rows)),
-            "nfe": pa.repeat(pa.scalar(count(), pa.int32()), len(rows)),
+            "nfe": pa.repeat(pa.scalar(calls, pa.int32()), len(rows)),
             "ids": pa.array(list(rows), pa.list_(pa.int32())),
             "text": pa.array([self.tokenizer.decode(row) for row in rows], pa.string()),
         }
@@ -172,7 +173,7 @@ class Generator:
 
 
 @contextmanager
-def evaluations(trunk: nn.Module) -> Yields[Callable[[], int]]:
+def evaluations(network: nn.Module) -> Yields[Callable[[], int]]:
     """Count the calls of a network's trunk, which are its evaluations."""
     calls = 0
 
@@ -180,14 +181,16 @@ def evaluations(trunk: nn.Module) -> Yields[Callable[[], int]]:
         nonlocal calls
         calls += 1
 
-    handle = trunk.register_forward_hook(called)
+    trunks = [part for name, part in network.named_children() if name == "trunk"]
+    handles = [trunk.register_forward_hook(called) for trunk in trunks]
     try:
         yield lambda: calls
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
-def _sampler(chosen: Sampler | LeftToRight | Default, method: AnyMethod) -> AnySampler:
+def _sampler(chosen: AnySampler | Default, method: AnyMethod) -> AnySampler:
     """The sampler to draw with. Raises DiscdiffError for one that the method can't follow."""
     default = method.default_sampler(1)
     if isinstance(chosen, Default):

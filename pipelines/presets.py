@@ -12,9 +12,12 @@ from discdiff.data.specification import Tokenize
 from discdiff.evaluation.likelihood import Likelihood
 from discdiff.methods import Autoregressive, D3pm, Gidd, Mdlm, Sedd, Udlm
 from discdiff.networks import Transformer
-from discdiff.training import Cosine, Recipe
+from discdiff.processes import Hybrid, Uniform
+from discdiff.schedules import Cosine, Linear
+from discdiff.training import Cosine as CosineDecay
+from discdiff.training import Recipe
 from discdiff.types import DiscdiffError
-from pipelines.experiment import Experiment, Measuring
+from pipelines.experiment import Experiment, Measuring, Search
 from pipelines.generate import Default, Drawing
 
 
@@ -30,7 +33,7 @@ def smoke() -> Experiment:
             batch=32,
             learning_rate=3e-3,
             warmup=30,
-            decay=Cosine(),
+            decay=CosineDecay(),
             ema=0.98,
             validate_every=150,
             validate_rows=64,
@@ -41,6 +44,22 @@ def smoke() -> Experiment:
         measuring=Measuring(rows=256, estimator=Likelihood(strata=8, draws=1)),
         summary="Six families, trained alike for a few seconds each: everything works; nothing is compared.",
     )
+
+
+def with_search(experiment: Experiment) -> Experiment:
+    """The experiment, and a short search over schedules and processes for one more model."""
+    schedules = (Linear(), Cosine())
+    candidates = [D3pm(process=process(schedule=each)) for process in (Uniform, Hybrid) for each in schedules]
+    steps = max(2, experiment.recipe.steps // 3)
+    short = {
+        "steps": steps,
+        "warmup": steps // 10,
+        "validate_every": steps // 2,
+        "checkpoint_every": steps // 2,
+    }
+    recipe = Recipe.model_validate({**dict(experiment.recipe), **short})
+    search = Search(candidates=tuple(candidates), recipe=recipe)
+    return experiment.model_copy(update={"search": search})
 
 
 PRESETS: dict[str, Callable[[], Experiment]] = {each.__name__: each for each in (smoke,)}

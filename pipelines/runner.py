@@ -51,7 +51,7 @@ class Runner:
         self.screen = screen or Screen()
         self._cluster = Cluster(placement or Placement())
         self._post = Post(self._cluster)
-        self._tracking = tracking or Untracked()
+        self.tracking = tracking or Untracked()
 
     def __enter__(self) -> "Runner":
         return self
@@ -62,12 +62,12 @@ class Runner:
     def close(self) -> None:
         """Leave the cluster and send what is still to be tracked."""
         self._cluster.close()
-        self._tracking.close()
+        self.tracking.close()
 
     @contextmanager
     def experiment(self, name: str, spec: Value) -> Generator[None]:
         """Stages within are tracked as parts of this experiment."""
-        with self._tracking.experiment(name, flatten(fields(spec))):
+        with self.tracking.experiment(name, flatten(fields(spec))):
             yield
 
     def __call__(self, stage: Stage[S, A], spec: S) -> A:
@@ -129,7 +129,7 @@ class Runner:
         title, start = stage.title(spec), time.monotonic()
         key, parameters = stage.key(spec), flatten(fields(spec))
         self.screen.say("running", title, key)
-        with self._tracking.run(title, parameters) as tracker, self.screen.bar(title) as bar:
+        with self.tracking.run(title, parameters) as tracker, self.screen.bar(title) as bar:
             work = Work(key, place.uri, directory, title, self._cluster, tracker, bar, self._post)
             tracker.tag({"stage": stage.name, "key": key, "uri": place.uri, **_inputs(spec)})
             try:

@@ -47,6 +47,9 @@ class Tracker(Protocol):
 class Tracking(Protocol):
     """Where runs are tracked."""
 
+    uri: str
+    """Where to look, for people."""
+
     def run(self, name: str, parameters: Mapping[str, Json]) -> AbstractContextManager[Tracker]:
         """A run, nested under the experiment that is open, if one is."""
         ...
@@ -60,6 +63,8 @@ class Tracking(Protocol):
 
 class Untracked:
     """Tracks nothing."""
+
+    uri = "nowhere"
 
     def log(self, metrics: Mapping[str, float], step: int | None = None) -> None: ...
 
