@@ -30,6 +30,7 @@ from discdiff.samplers.predictor import Predictor, Reversible, positions
 from discdiff.samplers.steps import Step
 from discdiff.samplers.sweeps import kept, log_conditional, look_time
 from discdiff.samplers.unmasking import expected, masked, plan
+from discdiff.schedules import before_one
 from discdiff.types import Canvas, Condition, Network, canvas
 
 _NOWHERE = Condition()
@@ -122,6 +123,58 @@ class Law:
     def causal_network(self) -> "OracleNetwork":
         """The autoregressive network that has nothing left to learn."""
         return OracleNetwork(Forward(self), self.vocab)
+
+
+class Labelled:
+    """A law for each class, and the probabilities of the classes."""
+
+    def __init__(self, laws: list[Law], shares: list[float]):
+        self.laws = laws
+        self.log_share = torch.tensor(shares, dtype=torch.float64).log().log_softmax(-1)
+        joint = torch.stack([law.log_p for law in laws]) + self.log_share[:, None]
+        self.mixture = Law(joint.logsumexp(0), laws[0].vocab, laws[0].length)
+
+    def network(self, method: Exact) -> "OracleNetwork":
+        """The network of a diffusion that was shown labels, sometimes none, and has nothing left to learn."""
+        parts = [law.network(method).trunk for law in [*self.laws, self.mixture]]
+        return OracleNetwork(ByLabel(parts), self.mixture.vocab)
+
+    def classifier(self, process: Process) -> "Bayes":
+        """The classifier of noisy sequences that has nothing left to learn."""
+        return Bayes(self, process)
+
+
+class ByLabel(nn.Module):
+    """The answer of each label's own trunk; the last is that of no label."""
+
+    def __init__(self, parts: list[nn.Module]):
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        none = torch.full((len(x),), -1, device=x.device)
+        labels = none if condition.labels is None else condition.labels
+        answers = torch.stack([part(x, t, condition) for part in self.parts])
+        return answers[labels % len(self.parts), torch.arange(len(x))]
+
+
+class Bayes(nn.Module):
+    """log p(label | x_t): `(x [B, L] or its one-hot [B, L, K], t [B, 1]) -> [B, C]`."""
+
+    def __init__(self, labelled: Labelled, process: Process):
+        super().__init__()
+        self.labelled, self.process = labelled, process
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        vocab, states = self.labelled.mixture.vocab, self.process.states(self.labelled.mixture.vocab)
+        tokens = x if x.is_floating_point() else torch.nn.functional.one_hot(x, states).double()
+        clean = log_one_hot(torch.arange(vocab), vocab, torch.float64).expand(*t.shape, vocab, vocab)
+        forward = self.process.log_marginal(clean, before_one(t)[..., None].expand(*t.shape, vocab)).exp()
+        likelihood = (forward @ tokens[..., None])[..., 0].log()
+        sequences = self.labelled.mixture.sequences
+        each = torch.stack([likelihood[:, i, sequences[:, i]] for i in range(sequences.shape[1])]).sum(0)
+        laws = torch.stack([law.log_p for law in self.labelled.laws])
+        return ((laws + each[:, None]).logsumexp(-1) + self.labelled.log_share).log_softmax(-1)
 
 
 class OracleNetwork(nn.Module):
@@ -291,10 +344,9 @@ def exact_sweep(
     assert isinstance(predictor.process, Interpolating)
     vocab, count = predictor.vocab, predictor.process.states(predictor.vocab)
     keep, uniform = kept(predictor.process, vocab, s, up, states.device)
-    forward = torch.eye(count, dtype=torch.float64)
-    forward[:vocab] = forward[:vocab] * keep
-    forward[:vocab, :vocab] += uniform
-    forward[:vocab, vocab:] = 1 - keep - vocab * uniform
+    forward = torch.eye(count, dtype=torch.float64) * keep
+    forward[:, :vocab] += uniform
+    forward[:, vocab:] += 1 - keep - vocab * uniform
     where = positions(predictor.canvas.free)
     noised = p @ _matrix(states, where, forward[states[where]].log())
     return exact_step(step, noised, s, up)

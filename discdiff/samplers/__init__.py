@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from discdiff.samplers.blocks import Blocks
 from discdiff.samplers.cache import Unchanged
 from discdiff.samplers.correctors import (
     AnyCorrector,
@@ -34,7 +35,7 @@ from discdiff.samplers.sampler import Draw, Sampler
 from discdiff.samplers.trace import Recorder, Trace
 from discdiff.samplers.windows import Windows
 
-AnySampler = Annotated[Sampler | LeftToRight | Inverse, Field(discriminator="kind")]
+AnySampler = Annotated[Sampler | LeftToRight | Inverse | Blocks, Field(discriminator="kind")]
 Inverse.model_rebuild(_types_namespace={"AnySampler": AnySampler})
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "AnyOrder",
     "AnyReverse",
     "AnySampler",
+    "Blocks",
     "Cap",
     "ClassifierBased",
     "ClassifierFree",

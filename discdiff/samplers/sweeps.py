@@ -31,14 +31,13 @@ def _noise_again(predictor: Predictor, x: Tensor, s: float, t: float, noise: Noi
     u = noise.uniform(Stream.CORRECT, x.shape[1])
     anything = (noise.uniform(Stream.CORRECT_VALUE, x.shape[1]) * vocab).long()
     noised = torch.where(u < keep + vocab * uniform, anything, vocab) if process.extra else anything
-    noised = torch.where((x == vocab) | (u < keep), x, noised)
-    return torch.where(predictor.canvas.free, noised, x)
+    return torch.where(predictor.canvas.free & (u >= keep), noised, x)
 
 
 def kept(
     process: Interpolating, vocab: int, s: float, t: float, device: torch.device
 ) -> tuple[Float64[Tensor, ""], Float64[Tensor, ""]]:
-    """From a token at s: the probability of being untouched at t, and of each token as noise; the mask has
+    """From any state at s: the probability of being untouched at t, and of each token as noise; the mask has
     the rest.
     """
     at = torch.tensor([s, t], dtype=torch.float64, device=device)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
@@ -55,8 +56,8 @@ class Recorder:
 
     def __call__(self, t: float | Float64[Tensor, "B 1"], x: Int64[Tensor, "B L"]) -> None:
         shown = x[: self.rows].tolist()
-        times = t[: self.rows].flatten().tolist() if isinstance(t, Tensor) else [t] * len(shown)
-        self._times.append(times)
+        time = t if isinstance(t, Tensor) else torch.full((len(x), 1), t)
+        self._times.append(time[: self.rows].flatten().tolist())
         self._states.append(shown)
 
     @property
