@@ -15,7 +15,8 @@ import torch
 from discdiff.data.loader import Loader
 from discdiff.data.packing import AnyPacking
 from discdiff.data.store import Store
-from discdiff.evaluation.likelihood import AnyEstimator, Ledger, Protocol, Text, merge
+from discdiff.evaluation.estimators import AnyEstimator
+from discdiff.evaluation.likelihood import Ledger, Protocol, Text, merge
 from discdiff.training import load
 from discdiff.types import Canvas
 from pipelines.work import Work

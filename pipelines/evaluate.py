@@ -10,8 +10,9 @@ from pydantic import Field
 
 from discdiff.data.packing import AnyPacking, Wrap
 from discdiff.data.store import Store
+from discdiff.evaluation.estimators import AnyEstimator
 from discdiff.evaluation.judge import HuggingFace, Judge, Own
-from discdiff.evaluation.likelihood import AnyEstimator, Likelihood, Score, unigram
+from discdiff.evaluation.likelihood import Likelihood, Score, unigram
 from discdiff.evaluation.mauve import Mauve
 from discdiff.evaluation.page import Fact, Model, Trace, ZeroShot
 from discdiff.evaluation.quality import Quality

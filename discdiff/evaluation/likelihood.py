@@ -20,8 +20,8 @@ ln 2.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -102,6 +102,8 @@ class Ledger:
     rows: NDArray[np.int64]
     nats: NDArray[np.float64]
     tokens: NDArray[np.int64]
+    exact: bool = False
+    """Whether the estimates are -log p itself."""
 
     @property
     def sequence_nats(self) -> NDArray[np.float64]:
@@ -126,16 +128,15 @@ class Ledger:
     def score(self, text: Text, protocol: Protocol) -> Score:
         """The corpus-level bound: summed nats over summed tokens."""
         overall = ratio(self.sequence_nats, self.tokens)
-        exact = self.nats.shape[1:] == (1, 1)
         return Score(
             nats=math.fsum(self.sequence_nats),
             tokens=int(self.tokens.sum()),
             sequences=len(self.rows),
             se=overall.se,
-            se_time=0.0 if exact else self.se_time(),
+            se_time=0.0 if self.exact else self.se_time(),
             text=text,
             protocol=protocol,
-            curve=() if exact else self.curve(),
+            curve=() if self.exact else self.curve(),
         )
 
 
@@ -154,7 +155,8 @@ def merge(parts: Sequence[Ledger]) -> Ledger:
     if (twice := rows[1:][rows[1:] == rows[:-1]]).size:
         raise DiscdiffError(f"sequence {twice[0]} was scored twice; give each row of the evaluation set once")
     nats = np.concatenate([part.nats for part in parts])[order]
-    return Ledger(rows, nats, np.concatenate([part.tokens for part in parts])[order])
+    tokens = np.concatenate([part.tokens for part in parts])[order]
+    return Ledger(rows, nats, tokens, exact=all(part.exact for part in parts))
 
 
 class Likelihood(Value, frozen=True):
@@ -183,7 +185,8 @@ class Likelihood(Value, frozen=True):
         bound = bound_of(method)
         strata, draws = (1, 1) if is_exact(method) else (self.strata, self.draws)
         network.eval()
-        return merge([self._batch(bound, network, each, strata, draws) for each in canvases])
+        found = merge([self._batch(bound, network, each, strata, draws) for each in canvases])
+        return replace(found, exact=is_exact(method))
 
     def _batch(self, bound: Bound, network: nn.Module, canvas: Canvas, strata: int, draws: int) -> Ledger:
         noise = Noise(self.seed).on(canvas.rows)
@@ -231,9 +234,6 @@ class EveryStep(Value, frozen=True):
                 "stratified estimator, or give the method a clock of steps"
             )
         return Likelihood(strata=steps, draws=self.draws, seed=self.seed)
-
-
-AnyEstimator = Annotated[Likelihood | EveryStep, Field(discriminator="kind")]
 
 
 def ledger(canvas: Canvas, nats: Tensor) -> Ledger:
@@ -298,5 +298,5 @@ def unigram(counts: NDArray[np.int64], canvases: Iterable[Canvas]) -> Ledger:
     for canvas in canvases:
         free = canvas.free.cpu().numpy()
         nats = (cost[canvas.tokens.cpu().numpy()] * free).sum(1)
-        parts.append(Ledger(canvas.rows.cpu().numpy(), nats[:, None, None], free.sum(1)))
+        parts.append(Ledger(canvas.rows.cpu().numpy(), nats[:, None, None], free.sum(1), exact=True))
     return merge(parts)
