@@ -38,9 +38,7 @@ class Table:
 
     def __init__(self, seed: int = 1):
         generator = torch.Generator().manual_seed(seed)
-        self.tokens = torch.randint(
-            0, VOCAB, (self.rows_per_epoch, LENGTH), generator=generator, dtype=torch.uint8
-        )
+        self.tokens = torch.randint(0, VOCAB, (self.rows_per_epoch, LENGTH), generator=generator)
 
     def read(self, start: int, count: int) -> Canvas:
         rows = torch.arange(start, start + count)
