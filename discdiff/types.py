@@ -8,6 +8,7 @@ Dtypes: token ids are int64 in the library (stores keep uint8, uint16 or uint32)
 are float32 or better.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -29,17 +30,28 @@ class Value(BaseModel, frozen=True, extra="forbid"):
 class Condition:
     """What a network may see besides the noisy tokens.
 
-    `labels`: a class per row, -1 for none. `documents`: attention stays within positions of equal id.
+    `labels`: a class per row, -1 for none. `documents`: attention stays within positions of equal id. `rows`:
+    which rows of a batch these are, for a network that remembers something of each.
     """
 
     labels: Int[Tensor, "B"] | None = None
     documents: Int[Tensor, "B L"] | None = None
+    rows: Int[Tensor, "B"] | None = None
 
     def to(self, device: torch.device | str) -> "Condition":
-        return Condition(*(None if x is None else x.to(device) for x in (self.labels, self.documents)))
+        return self._each(lambda value: value.to(device))
 
     def narrow(self, start: int, stop: int) -> "Condition":
-        return Condition(*(None if x is None else x[start:stop] for x in (self.labels, self.documents)))
+        return self._each(lambda value: value[start:stop])
+
+    def taken(self, index: Int[Tensor, "R"]) -> "Condition":
+        """Of these rows only."""
+        return self._each(lambda value: value[index])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Condition":
+        return Condition(
+            *(None if x is None else change(x) for x in (self.labels, self.documents, self.rows))
+        )
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from discdiff.methods import (
     AnyMethod,
     ArgmaxFlow,
     Autoregressive,
+    Block,
     D3pm,
     Diffusion,
     DiscreteFlow,
@@ -85,6 +86,7 @@ ENTRIES = [
     Entry(FlowMatching()),
     Entry(FlowMatching(process=Mask(schedule=Cosine()), learns=GeneralizedKl())),
     Entry(FlowMatching(process=Uniform(schedule=Power(power=3)), learns=GeneralizedKl())),
+    Entry(Block(inner=Mdlm(), size=4), laws="tests/test_block.py"),
     Entry(DiscreteFlow(), laws="tests/test_flows.py"),
     Entry(ArgmaxFlow(), laws="tests/test_flows.py"),
 ]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from discdiff.methods.argmax_flow import ArgmaxFlow
 from discdiff.methods.autoregressive import Autoregressive
+from discdiff.methods.block import Block
 from discdiff.methods.d3pm import D3pm
 from discdiff.methods.diffusion import Diffusion
 from discdiff.methods.discrete_flow import DiscreteFlow
@@ -31,6 +32,7 @@ __all__ = [
     "AnyMethod",
     "ArgmaxFlow",
     "Autoregressive",
+    "Block",
     "D3pm",
     "Diffusion",
     "DiscreteFlow",
@@ -77,8 +79,10 @@ AnyMethod = Annotated[
     | D3pm
     | Multinomial
     | FlowMatching
+    | Block
     | DiscreteFlow
     | ArgmaxFlow,
     Field(discriminator="kind"),
 ]
+Block.model_rebuild(_types_namespace={"AnyMethod": AnyMethod})
 DiscreteFlow.model_rebuild(_types_namespace={"AnyMethod": AnyMethod})

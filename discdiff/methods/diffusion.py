@@ -121,7 +121,7 @@ class Diffusion(Value, frozen=True):
     # ----------------------------------------------------------------------------------------------
 
     def corrupt(
-        self, canvas: Canvas, t: Float64[Tensor, "B 1"], vocab: int, noise: Noise
+        self, canvas: Canvas, t: Float64[Tensor, "B _"], vocab: int, noise: Noise
     ) -> Int64[Tensor, "B L"]:
         """Noise the free positions up to time t. `-> [B, L]`"""
         x_t = self.process.corrupt(canvas.tokens, t, vocab, noise)
@@ -134,9 +134,9 @@ class Diffusion(Value, frozen=True):
         x_t = self.corrupt(canvas, t, net.vocab, noise)
         hidden = net.trunk(x_t, t, canvas.condition)
         live = canvas.free & self.process.live(x_t, net.vocab)
-        return self._sum(net, hidden, live, canvas.tokens, x_t, t, term)
+        return self.total(net, hidden, live, canvas.tokens, x_t, t, term)
 
-    def _sum(
+    def total(
         self, net: Network, hidden: Tensor, live: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, term: Term
     ) -> Float[Tensor, "B"]:
         """Sum a term over the live positions of each row. `[B, L, D] -> [B]`"""

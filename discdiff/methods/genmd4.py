@@ -124,7 +124,7 @@ class GenMd4(Diffusion, frozen=True):
         x_t = torch.where(masked, net.vocab, canvas.tokens)
         log_q = torch.where(masked, log_masked, torch.log(-torch.expm1(log_masked)))
         hidden = net.trunk(x_t, t, canvas.condition)
-        nats = self._sum(net, hidden, masked, canvas.tokens, x_t, t, self.density)
+        nats = self.total(net, hidden, masked, canvas.tokens, x_t, t, self.density)
         return nats, (log_q * canvas.free).sum(-1).to(nats)
 
     @staticmethod

@@ -83,6 +83,14 @@ class KeyValueCache:
         self._documents[:, self.length : stop] = documents
         return self._documents[:, :stop]
 
+    def taken(self, rows: Int[Tensor, "R"]) -> "KeyValueCache":
+        """A copy that holds these rows only."""
+        copy = KeyValueCache(self.capacity)
+        copy.length = self.length
+        copy._layers = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self._layers.items()}
+        copy._documents = None if self._documents is None else self._documents[rows]
+        return copy
+
     def advance(self, positions: int) -> None:
         self.length += positions
 

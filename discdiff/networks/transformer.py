@@ -95,7 +95,7 @@ class TransformerNetwork(nn.Module):
         condition: Condition,
         *,
         cache: KeyValueCache | None = None,
-        mask: Bool[Tensor, "L L"] | None = None,
+        mask: Bool[Tensor, "..."] | None = None,
         positions: Int[Tensor, "... L"] | None = None,
     ) -> Float[Tensor, "B L W"]:
         return self.head(self.trunk(x, t, condition, cache=cache, mask=mask, positions=positions))
@@ -127,13 +127,14 @@ class Trunk(nn.Module):
         condition: Condition,
         *,
         cache: KeyValueCache | None = None,
-        mask: Bool[Tensor, "L L"] | None = None,
+        mask: Bool[Tensor, "..."] | None = None,
         positions: Int[Tensor, "... L"] | None = None,
     ) -> Float[Tensor, "B L D"]:
         """Features of each position.
 
-        `mask` replaces the attention pattern (True: may attend), `positions` the rotary positions 0 .. L - 1
-        (`[L]` or `[B, L]`). With a `cache` the tokens follow those already in it.
+        `mask` (`[L, L]` or `[B, 1, L, L]`) replaces attention pattern and documents (True: may attend),
+        `positions` the rotary positions 0 .. L - 1 (`[L]` or `[B, L]`). With a `cache` the tokens follow
+        those already in it.
         """
         length, device = x.shape[1], x.device
         past = cache.length if cache is not None else 0

@@ -15,6 +15,7 @@ the true classifier and small steps the law is that of the class. With mask nois
 a mask gives way to, and the rate of unmasking stays that of the schedule.
 """
 
+from dataclasses import replace
 from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import torch
@@ -40,7 +41,7 @@ class ClassifierFree(Value, frozen=True):
 
     def conditions(self, condition: Condition) -> list[Condition]:
         """What the network is shown, once for each evaluation."""
-        without = Condition(documents=condition.documents)
+        without = replace(condition, labels=None)
         return {0.0: [without], 1.0: [condition]}.get(self.strength, [condition, without])
 
     def combine(self, laws: list[Float[Tensor, "*n V"]]) -> Float[Tensor, "*n V"]:

@@ -8,40 +8,64 @@ from torch import Tensor
 
 from discdiff.networks import KeyValueCache
 from discdiff.noise import Noise, Stream, categorical
-from discdiff.types import Canvas, DiscdiffError, Network, Value
+from discdiff.samplers import filters
+from discdiff.samplers.trace import Observer, nobody, within
+from discdiff.types import Canvas, Condition, DiscdiffError, Network, Value
 
 
 class LeftToRight(Value, frozen=True):
-    """Decoding of an autoregressive network: as many evaluations as positions, each of one position."""
+    """Decoding of an autoregressive network: one evaluation for a prefix that all rows have, then one for
+    each position, of that position alone.
+    """
 
     kind: Literal["left_to_right"] = "left_to_right"
+    filters: tuple[filters.AnyFilter, ...] = ()
 
     def evaluations(self, length: int) -> int:
-        """Network evaluations for a sequence."""
+        """Network evaluations for a sequence, at most."""
         return length
 
     @torch.no_grad()
-    def run(self, net: Network, canvas: Canvas, noise: Noise) -> Int64[Tensor, "B L"]:
+    def run(
+        self, net: Network, canvas: Canvas, noise: Noise, observe: Observer = nobody
+    ) -> Int64[Tensor, "B L"]:
         """Fill the free positions; what stands before them is context. `-> [B, L]`"""
-        _check_order(canvas)
+        _check(canvas)
         batch, length = canvas.shape
         u = noise.uniform(Stream.STEP, length)
         time = torch.zeros(batch, 1, dtype=torch.float64, device=canvas.tokens.device)
-        x = canvas.tokens.clone()
-        before = torch.full_like(x[:, :1], net.vocab)
-        cache = KeyValueCache(capacity=length)
-        for position in range(length):
-            raw = net.head(net.trunk(before, time, canvas.condition, cache=cache)[:, -1])
-            drawn = categorical(raw, u[:, position])
-            x[:, position] = torch.where(canvas.free[:, position], drawn, x[:, position])
-            before = x[:, position : position + 1]
-        return x
+        shifted = torch.cat([torch.full_like(canvas.tokens[:, :1], net.vocab), canvas.tokens], dim=1)
+        cache, known = KeyValueCache(capacity=length), _prefix(canvas)
+        for position in range(known, length):
+            read = shifted[:, cache.length : position + 1]
+            condition = _columns(canvas.condition, cache.length, position + 1)
+            raw = net.head(net.trunk(read, time, condition, cache=cache)[:, -1])
+            if canvas.allowed is not None:
+                raw = raw.masked_fill(~canvas.allowed[:, position], -torch.inf)
+            drawn = categorical(filters.apply(self.filters, raw) if self.filters else raw, u[:, position])
+            shifted[:, position + 1] = torch.where(canvas.free[:, position], drawn, shifted[:, position + 1])
+            within(observe, canvas, shifted[:, 1:], position, net.vocab)(
+                1 - (position + 1) / length, shifted[:, position + 1 : position + 2]
+            )
+        return shifted[:, 1:]
 
 
-def _check_order(canvas: Canvas) -> None:
+def _prefix(canvas: Canvas) -> int:
+    """How many positions at the front are given in all rows; waits for the device once."""
+    return int((~canvas.free).all(0).long().cumprod(0).sum())
+
+
+def _columns(condition: Condition, start: int, stop: int) -> Condition:
+    documents = condition.documents
+    return Condition(condition.labels, None if documents is None else documents[:, start:stop])
+
+
+def _check(canvas: Canvas) -> None:
     late = (canvas.free.long().cumsum(-1) > 0) & ~canvas.free
     if bool(late.any()):
         raise DiscdiffError(
             "context stands after free positions, which decoding from left to right can't see: "
             "give a prefix only, or use a diffusion method to infill"
         )
+    if canvas.allowed is not None and not bool((canvas.allowed.any(-1) | ~canvas.free).all()):
+        raise DiscdiffError("a free position is allowed no token at all: allow it one at least")

@@ -4,15 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Int64
 from torch import Tensor
 
 from discdiff.types import Condition
-
-
-def taken(condition: Condition, rows: Int64[Tensor, "R"]) -> Condition:
-    """The condition of some rows, in their order."""
-    return Condition(*(None if x is None else x[rows] for x in (condition.labels, condition.documents)))
 
 
 def fixed(call: Callable[..., Tensor], size: int | None, x: Tensor, *given: Any) -> Tensor:
@@ -28,6 +22,6 @@ def fixed(call: Callable[..., Tensor], size: int | None, x: Tensor, *given: Any)
     for start in range(0, len(x), size):
         rows = torch.arange(start, start + size, device=x.device)
         rows = torch.where(rows < len(x), rows, start)
-        several = [taken(g, rows) if isinstance(g, Condition) else g[rows] for g in given]
+        several = [g.taken(rows) if isinstance(g, Condition) else g[rows] for g in given]
         pieces.append(call(x[rows], *several)[: len(x) - start])
     return torch.cat(pieces)

@@ -7,7 +7,7 @@ Positions are given as index tensors, so a step waits for the device once, to le
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, cast, runtime_checkable
 
 import torch
@@ -27,7 +27,7 @@ from discdiff.samplers.guidance import (
     labels_of,
     log_ratios,
 )
-from discdiff.samplers.microbatch import fixed, taken
+from discdiff.samplers.microbatch import fixed
 from discdiff.samplers.reverse import Dynamics
 from discdiff.types import Canvas, Condition, DiscdiffError, Network
 
@@ -113,10 +113,12 @@ class Predictor:
     def look(
         self, x: Int64[Tensor, "B L"], t: Float64[Tensor, "B 1"], rows: Int64[Tensor, "R"] | None = None
     ) -> None:
-        """Evaluate the network at time t, on `rows` of the batch alone if given.
+        """Evaluate the network at time t, on `rows` of the batch alone if given and if the network can.
 
         Context is data, so unless noise masks, its own time is 0.
         """
+        if getattr(self.net, "whole_batch", False):
+            rows = None
         if self._clean_context:
             t = torch.where(self.canvas.free, t, 0)
         if self._cache is not None and self._hidden:
@@ -134,7 +136,7 @@ class Predictor:
         else:
             self.evaluations[rows] += count
             x, t = x[rows], t[rows]
-        conditions = [c if rows is None else taken(c, rows) for c in self._conditions]
+        conditions = [c if rows is None else c.taken(rows) for c in self._conditions]
         return [fixed(self.net.trunk, self.microbatch, x, t, condition) for condition in conditions]
 
     def _refresh(self, rows: Tensor, x: Tensor, t: Tensor) -> None:
@@ -209,7 +211,7 @@ def _conditions(canvas: Canvas, guidance: AnyGuidance | None) -> list[Condition]
     if isinstance(guidance, ClassifierFree):
         return guidance.conditions(canvas.condition)
     if isinstance(guidance, ClassifierBased):
-        return [Condition(documents=canvas.condition.documents)]
+        return [replace(canvas.condition, labels=None)]
     return [canvas.condition]
 
 

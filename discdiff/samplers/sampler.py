@@ -38,7 +38,7 @@ from discdiff.samplers.predictor import Predictor, Reversible, check_network
 from discdiff.samplers.reverse import Ancestral, AnyReverse, FirstHitting, FlowEuler
 from discdiff.samplers.steps import Step, denoise
 from discdiff.samplers.sweeps import sweep
-from discdiff.samplers.trace import Observer, nobody
+from discdiff.samplers.trace import Observer, nobody, within
 from discdiff.samplers.unmasking import hit, in_order
 from discdiff.samplers.windows import Windows, cut
 from discdiff.types import Canvas, DiscdiffError, Network, Value
@@ -149,7 +149,8 @@ class Sampler(Value, frozen=True):
         evaluations = torch.zeros(canvas.shape[0], dtype=torch.int64, device=x.device)
         for index, (start, stop) in enumerate(spans):
             predictor = self.predictor(method, net, cut(canvas, x, start, stop, done))
-            here = self._fill(predictor, noise.at(noise.step + index * _WINDOW), observe)
+            seen = within(observe, canvas, x, start, net.vocab)
+            here = self._fill(predictor, noise.at(noise.step + index * _WINDOW), seen)
             x, done, calls = (
                 torch.cat([x[:, :start], here, x[:, stop:]], dim=1),
                 stop,

@@ -8,12 +8,25 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from discdiff.types import Canvas
+
 Observer = Callable[[float | Tensor, Tensor], None]
 """Is told the state after each step: its time, one for all rows or `[B, 1]`, and its tokens `[B, L]`."""
 
 
 def nobody(t: float | Float64[Tensor, "B 1"], x: Int64[Tensor, "B L"]) -> None:
     """Looks away."""
+
+
+def within(observe: Observer, canvas: Canvas, x: Int64[Tensor, "B L"], start: int, vocab: int) -> Observer:
+    """An observer of the part of x from `start` on; what is free behind that part is shown as masks."""
+
+    def shown(t: float | Tensor, part: Tensor) -> None:
+        after = start + part.shape[1]
+        pending = torch.where(canvas.free[:, after:], vocab, canvas.tokens[:, after:])
+        observe(t, torch.cat([x[:, :start], part, pending], dim=1))
+
+    return observe if observe is nobody else shown
 
 
 @dataclass(frozen=True)
