@@ -1,12 +1,12 @@
 """The stages that make a token store and train a tokenizer: a Ray task for each part of the corpus."""
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from discdiff.data.build import build
+from discdiff.data.pool import single_threaded
 from discdiff.data.specification import Tokenize
 from pipelines.artifacts import Tokens
 from pipelines.stage import stage
@@ -79,7 +79,5 @@ class Spread:
 
 
 def _apply(function: Callable[[T], R], item: T) -> R:
-    # One CPU a task: the tokenizers would otherwise start a thread for each of the machine's.
-    os.environ["RAYON_NUM_THREADS"] = "1"
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    single_threaded()
     return function(item)

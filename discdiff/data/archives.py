@@ -3,14 +3,14 @@
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable
-from io import BytesIO
+from collections.abc import Callable, Iterator
+from io import BytesIO, RawIOBase
 
 from discdiff.data.folder import Folder
-from discdiff.data.inputs import find, opened
+from discdiff.data.inputs import decompressed, find, opened
 from discdiff.types import DiscdiffError
 
-ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
+ARCHIVES = (".tar.gz", ".tgz", ".zip")
 
 
 def is_archive(url: str) -> bool:
@@ -38,14 +38,31 @@ def unpack(url: str, folder: Folder, wanted: Callable[[str], bool]) -> list[str]
 
 def _untar(url: str, folder: Folder, wanted: Callable[[str], bool]) -> list[str]:
     names: list[str] = []
-    with opened(url) as file, tarfile.open(fileobj=file, mode="r|*") as archive:
+    blocks = decompressed(url, "gzip")
+    with tarfile.open(fileobj=_Stream(blocks), mode="r|") as archive:
         for member in archive:
             name = _plain(member.name)
             content = archive.extractfile(member) if member.isfile() and wanted(name) else None
             if content is not None:
                 folder.put(name, content.read())
                 names.append(name)
+    # tarfile takes the end of its input for the end of the archive: reading on finds out whether gzip agrees.
+    for _ in blocks:
+        pass
     return names
+
+
+class _Stream(RawIOBase):
+    """Blocks of bytes as a file that is read from front to back."""
+
+    def __init__(self, blocks: Iterator[bytes]):
+        self._blocks, self._rest = blocks, b""
+
+    def read(self, size: int = -1) -> bytes:
+        while len(self._rest) < size and (block := next(self._blocks, b"")):
+            self._rest += block
+        data, self._rest = self._rest[:size], self._rest[size:]
+        return data
 
 
 def _unzip(url: str, folder: Folder, wanted: Callable[[str], bool]) -> list[str]:

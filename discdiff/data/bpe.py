@@ -1,4 +1,4 @@
-"""A byte-level BPE vocabulary made from a corpus: lossless on any text, with `<|endoftext|>` as its separator.
+"""A byte-level BPE vocabulary made from a corpus: lossless on any text, closed by `<|endoftext|>`.
 
 Byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909) over bytes, with words cut as GPT-2 cuts them.
 Counting and merging are those of Hugging Face `tokenizers`.

@@ -80,7 +80,7 @@ def _made(work: _Build) -> tuple[Manifest, str]:
             name: without_duplicates(folder, name, shards, work.each) for name, shards in splits.items()
         }
     splits = {name: shards for name, shards in splits.items() if shards}
-    _require(spec, spans, splits, parts)
+    _require(spec, spans, splits)
     left = sum(shard.documents for shards in splits.values() for shard in shards)
     checks: dict[str, Any] = _checks(parts, tokenizer) | {"duplicates": found - left}
     if spec.leakage is not None:
@@ -100,8 +100,12 @@ def _made(work: _Build) -> tuple[Manifest, str]:
 
 
 def _finished(folder: Folder, key: str) -> Manifest | None:
-    if folder.size(MANIFEST) is None:
-        return None
+    try:
+        if folder.size(MANIFEST) is None:
+            return None
+    except OSError as error:
+        message = f"{folder.uri} cannot be written: {error}; give a folder that you may write to"
+        raise DiscdiffError(message) from error
     manifest = read_manifest(folder)
     if manifest.spec_key != key:
         raise DiscdiffError(f"{folder.uri} holds the store of another specification; give an empty folder")
@@ -129,7 +133,7 @@ def _tokenizer(work: _Build, spans: Sequence[Span]) -> Tokenizer:
         known = alphabet_of(found).encode()
         notes.put(name, known)
     if not known:
-        raise _nothing(work.spec, len(spans))
+        raise _nothing(work.spec)
     return Characters(alphabet=known.decode()).open()
 
 
@@ -165,12 +169,10 @@ def _name(what: str, spec: Tokenize, *of: Span | str) -> str:
     return f"{what}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
 
-def _require(
-    spec: Tokenize, spans: Sequence[Span], splits: dict[str, list[Shard]], parts: Sequence[Part]
-) -> None:
+def _require(spec: Tokenize, spans: Sequence[Span], splits: dict[str, list[Shard]]) -> None:
     """Raise for a corpus without documents and for splits that were wanted but got none."""
     if not splits:
-        raise _nothing(spec, sum(part.read for part in parts))
+        raise _nothing(spec)
     wanted = {name for span in spans for name in ((span.split,) if span.split else spec.splits.wanted)}
     missing = sorted(wanted - set(splits))
     if missing:
@@ -181,9 +183,9 @@ def _require(
         )
 
 
-def _nothing(spec: Tokenize, read: int) -> DiscdiffError:
+def _nothing(spec: Tokenize) -> DiscdiffError:
     return DiscdiffError(
-        f"the corpus {spec.corpus.model_dump_json()} is empty: of {read} documents none is kept; "
+        f"the corpus {spec.corpus.model_dump_json()} is empty: it has no document to keep; "
         "give other files or bounds on their length"
     )
 

@@ -103,7 +103,7 @@ class PretrainedTokenizer:
     def __init__(self, definition: str, separator: str | None = None):
         self._definition, self._separator = _sealed(definition, separator)
         try:
-            self._reference = Reference(json.dumps(self._definition))
+            self._reference = Reference(self.definition)
         except Exception as error:  # tokenizers raises bare Exception
             raise DiscdiffError(
                 f"the tokenizer.json can't be read: {error}; give one as Hugging Face saves it"
@@ -118,8 +118,12 @@ class PretrainedTokenizer:
         return self._fingerprint
 
     def to_json(self) -> str:
-        text = json.dumps(self._definition, ensure_ascii=False, separators=(",", ":"))
-        return Definition(tokenizer=text, separator=self._separator).model_dump_json()
+        return Definition(tokenizer=self.definition, separator=self._separator).model_dump_json()
+
+    @property
+    def definition(self) -> str:
+        """The tokenizer.json, with its separator marked special."""
+        return json.dumps(self._definition, ensure_ascii=False, separators=(",", ":"))
 
     @property
     def engine(self) -> str:
@@ -129,7 +133,7 @@ class PretrainedTokenizer:
     @cached_property
     def _engine(self) -> Engine:
         try:
-            fast = Fast(json.dumps(self._definition))
+            fast = Fast(self.definition)
             same = _equal(fast.encode(PROBES), self._reference.encode(PROBES))
         except Exception:  # it raises ValueError and RuntimeError for what it does not support
             return self._reference

@@ -7,7 +7,7 @@ What is an archive is unpacked first, into the folder of the store, and read fro
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -30,7 +30,7 @@ class Archived(Value, frozen=True):
 
     url: str
 
-    def unpacked(self, folder: Folder) -> Self:
+    def unpacked(self, folder: Folder) -> "Archived":
         """The corpus, read from the archive's files in a folder, where they are put if need be."""
         if not is_archive(self.url):
             return self
@@ -166,11 +166,11 @@ class Wikitext(Archived, frozen=True):
         article: list[str] = []
         for line in Files(url=self.url, separator="\n").documents(span):
             line = line.rstrip("\n")
-            if re.fullmatch(r" = [^=].* = ?", line) and any(article):
+            if re.fullmatch(r" = [^=].* = ?", line) and any(line.strip() for line in article):
                 yield "\n".join([*article, ""])
                 article = []
             article.append(line)
-        if any(article):
+        if any(line.strip() for line in article):
             yield "\n".join([*article, ""])
 
 
@@ -194,7 +194,7 @@ class OpenWebText(Value, frozen=True):
         border = sum(counts) - self.validation
         if border <= 0:
             raise DiscdiffError(
-                f"{self.url} has {sum(counts)} documents, of which the last {self.validation} are to validate; "
+                f"{self.url} has {sum(counts)} documents, of which the last {self.validation} validate; "
                 "give the whole corpus, or a smaller validation"
             )
         train: list[Piece] = []

@@ -23,7 +23,7 @@ class Piece:
     size: int = 0
     """Bytes of the piece, as far as known."""
     version: str = ""
-    """What tells the input from another of its name, wherever it lies: its size, and an ETag if it has one."""
+    """What tells the input from another of its name, wherever it lies: its size, its ETag if it has one."""
     stamp: str = ""
     """When the input was modified."""
     base: str = ""

@@ -93,7 +93,7 @@ class Speller:
             ends += borders[start]
             if ends[-1] > size or not self._matches(block, lengths, ends - lengths, windows):
                 return False
-        return borders[-1] == size and bool((borders[offsets] == _ends(texts)).all())
+        return bool(borders[-1] == size and (borders[offsets] == _ends(texts)).all())
 
     def _matches(self, ids: np.ndarray, lengths: np.ndarray, starts: np.ndarray, windows: np.ndarray) -> bool:
         """Compare pieces and text eight bytes at a time; after the first word few pieces are left."""
