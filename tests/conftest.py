@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 HEAVY = {"ray_cluster", "ray_driver", "mlflow_server"}
 
-# Before torch is imported: tiny networks on many threads are several times slower, most of all beside other tests.
+# Before torch is imported: tiny networks are several times slower on many threads, most of all in company.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray reads these once, when first imported. Whatever cluster a test starts then demands this session's token.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
