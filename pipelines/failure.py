@@ -1,6 +1,7 @@
 """Why something failed, as one line: the first cause out of all that was wrapped around it."""
 
 import difflib
+import re
 import types
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -24,16 +25,16 @@ def cause(error: BaseException) -> BaseException:
     failures = getattr(error, "worker_failures", None)
     if isinstance(failures, Mapping) and failures:
         return cause(failures[min(failures)])
-    for name in WRAPPERS:
-        inner = getattr(error, name, None)
-        if isinstance(inner, BaseException) and inner is not error:
-            return cause(inner)
+    inner = [getattr(error, name, None) for name in WRAPPERS] + list(error.args)
+    for each in inner:
+        if isinstance(each, BaseException) and each is not error:
+            return cause(each)
     return error
 
 
 def sentence(error: BaseException) -> str:
     """An error as one line."""
-    text = " ".join(str(error).split())
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

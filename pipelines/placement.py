@@ -10,6 +10,8 @@ import secrets
 import socket
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from pydantic import Field
 
@@ -42,6 +44,8 @@ class Cluster:
     def __init__(self, placement: Placement) -> None:
         self.placement = placement
         self._lock = threading.Lock()
+        # A private cluster dies with the thread that started it, so that is one which lasts as long.
+        self._host = ThreadPoolExecutor(1, "cluster")
         self._closers: list[Callable[[], None]] = []
         self._mine = False
 
@@ -58,10 +62,8 @@ class Cluster:
 
             if ray.is_initialized():
                 return
-            if address is None:
-                self._start_private()
-            else:
-                self._join(address)
+            connect = self._start_private if address is None else partial(self._join, address)
+            self._host.submit(connect).result()
             self._mine = True
 
     def on_close(self, closer: Callable[[], None]) -> None:
@@ -77,6 +79,7 @@ class Cluster:
         while self._closers:
             self._closers.pop()()
         ray.shutdown()
+        self._host.shutdown()
         self._mine = False
 
     def _start_private(self) -> None:
@@ -90,7 +93,7 @@ class Cluster:
             include_dashboard=place.dashboard is not None,
             dashboard_port=_free(place.dashboard),
             log_to_driver=False,
-            logging_level=logging.WARNING,
+            logging_level=logging.ERROR,
             _node_ip_address="127.0.0.1",
         )
 
@@ -98,12 +101,20 @@ class Cluster:
         import ray
 
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-        except (ConnectionError, ValueError) as error:
+            _knock(address)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (OSError, ValueError) as error:
             raise DiscdiffError(
                 f"no Ray cluster answers at {address!r}; start one with `ray start --head`, "
                 "or give no address and unset RAY_ADDRESS to have a private one started."
             ) from error
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens: Ray itself would wait for minutes."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _prepare_private() -> None:

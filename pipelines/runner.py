@@ -9,11 +9,12 @@ import getpass
 import shutil
 import tempfile
 import time
-from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from discdiff.types import DiscdiffError, Value
 from pipelines.artifacts import Artifact
@@ -28,6 +29,9 @@ from pipelines.screen import Screen
 from pipelines.stage import A, S, Stage, label
 from pipelines.tracking import Tracking, Untracked
 from pipelines.work import Work
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 LEASES = ".leases"
 
@@ -87,7 +91,8 @@ class Runner:
 
         All are tried: what can be finished is, before the first failure is raised.
         """
-        with ThreadPoolExecutor(self._cluster.placement.concurrent) as pool:
+        width = self._cluster.placement.concurrent
+        with ThreadPoolExecutor(width) if width > 1 else Here() as pool:
             futures = [pool.submit(self, stage, spec) for spec in specs]
         return [future.result() for future in futures]
 
@@ -161,6 +166,18 @@ class Runner:
         """A local folder that an interrupted attempt at the same place finds again."""
         name = f"{sha256(self.root.uri.encode()).hexdigest()[:8]}-{place.uri.rsplit('/', 1)[-1]}"
         return Path(tempfile.gettempdir()) / f"discdiff-{getpass.getuser()}" / name
+
+
+class Here(Executor):
+    """Runs one thing after the other on the thread that asks, where Ray and Python can take signals."""
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
+        future: Future[T] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
 
 
 def _opened(stage: Stage[S, A], place: Place) -> A:

@@ -1,0 +1,48 @@
+"""A checkpoint of a network as training starts with it, as the training stage leaves it."""
+
+from pathlib import Path
+
+import torch
+
+from discdiff.data.characters import Characters
+from discdiff.methods import AnyMethod
+from discdiff.networks import Transformer
+from discdiff.networks.ema import Ema
+from discdiff.training import Checkpoints, Loss, Recipe, Subject, World
+from discdiff.training.optimizer import adamw
+from pipelines.artifacts import Checkpoint
+from pipelines.place import Place
+from pipelines.record import RECORD, Record
+
+LENGTH = 8
+ALPHABET = "abcdefg"
+
+
+def untrained(folder: Path, method: AnyMethod) -> Checkpoint:
+    """The checkpoint of a network as training starts with it, as the training stage leaves it."""
+    tokenizer = Characters(alphabet=ALPHABET).open()
+    subject = Subject(
+        method=method,
+        backbone=Transformer(layers=1, width=16, heads=2),
+        vocab=tokenizer.size,
+        tokenizer=tokenizer.fingerprint,
+        length=LENGTH,
+    )
+    network, recipe = subject.build(seed=1), Recipe(steps=1)
+    loss, world = Loss(method, network), World.current(torch.device("cpu"))
+    Checkpoints(str(folder), subject, recipe).save(1, loss, adamw(loss, recipe), Ema(network, 0.9), world)
+    (folder / "tokenizer.json").write_text(tokenizer.to_json())
+    made = Checkpoint(key="train-x", uri=str(folder), method=method.kind, step=1, length=LENGTH, parameters=1)
+    record = Record(
+        stage="train",
+        version=1,
+        key=made.key,
+        label=method.kind,
+        spec={},
+        artifact=made.content(),
+        created="",
+        seconds=0,
+        versions={},
+    )
+    Place(str(folder)).create(RECORD, record.model_dump_json().encode())
+    return Checkpoint.open(str(folder))
