@@ -292,6 +292,29 @@ def test_a_judge_of_another_vocabulary_or_with_a_bound_only_is_refused():
         Own("mdlm", Mdlm(), net, "aaaa").check("aaaa")
 
 
+def test_a_hugging_face_judge_reads_texts_of_any_length(tmp_path):
+    hugging = pytest.importorskip(
+        "transformers", reason="transformers is not installed: pip install transformers"
+    )
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocab = {word: i for i, word in enumerate(["<s>", "a", "b", "c", "[UNK]"])}
+    core = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = hugging.PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="<s>")
+    tokenizer.save_pretrained(tmp_path)
+    shape = hugging.GPT2Config(vocab_size=5, n_layer=1, n_head=2, n_embd=8, n_positions=32, eos_token_id=0)
+    model = hugging.GPT2LMHeadModel(shape).eval()
+    model.save_pretrained(tmp_path)
+    found = HuggingFace(str(tmp_path), batch=2, context=32).read([], ["a b c", "c", "a a a b"])
+    with torch.no_grad():
+        out = model(torch.tensor([[0, 1, 2, 3]]), output_hidden_states=True)
+    nats = -out.logits[0, :-1].log_softmax(-1)[range(3), [1, 2, 3]].sum()
+    assert found.nats[0] == pytest.approx(nats.item(), rel=1e-5)
+    assert found.tokens.tolist() == [3, 1, 4]
+    assert np.allclose(found.features[0], out.hidden_states[-1][0, -1].numpy(), atol=1e-5)
+
+
 def test_a_hugging_face_judge_without_its_files_or_package_says_so(tmp_path):
     with pytest.raises(DiscdiffError, match=r"transformers|cannot be opened"):
         HuggingFace(str(tmp_path / "none")).read([], ["text"])
