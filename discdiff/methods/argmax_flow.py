@@ -103,8 +103,11 @@ class ArgmaxFlow(Value, frozen=True):
     ) -> Float[Tensor, "B"]:
         """An unbiased estimate of the importance-weighted bound of so many draws. `-> [B]` nats"""
         canvas = given(canvas, self.rightward)
-        uniform = self._uniform(canvas, net.vocab, noise, samples)
-        weights = [self._log_weight(net, canvas, draw) for draw in uniform.unbind(1)]
+        raw = ask(net.encoder, canvas.tokens, canvas.condition)
+        weights: list[Tensor] = []
+        for uniform in self._uniform(canvas, net.vocab, noise, samples).unbind(1):
+            v, log_q = self.lift.lift(raw, canvas.tokens, uniform)
+            weights.append(((self.log_density(net, v, canvas) - log_q) * canvas.free).sum(-1))
         return math.log(samples) - torch.stack(weights).logsumexp(0)
 
     @torch.no_grad()
@@ -113,7 +116,8 @@ class ArgmaxFlow(Value, frozen=True):
     ) -> Int64[Tensor, "B L"]:
         """Draw from the base, run the layers back and decode; a prefix is kept. `-> [B, L]`"""
         canvas = given_to_sample(canvas, self.rightward)
-        states = [self._lift(net, canvas, self._uniform(canvas, net.vocab, noise, 1)[:, 0])[0]]
+        raw = ask(net.encoder, canvas.tokens, canvas.condition)
+        states = [self.lift.lift(raw, canvas.tokens, self._uniform(canvas, net.vocab, noise, 1)[:, 0])[0]]
         for layer in net.layers[:-1]:
             states.append(layer.to_base(states[-1], canvas.condition)[0])
         uniform = noise.on(canvas.rows).uniform(Stream.PRIOR, canvas.shape[1], self.lift.size(net.vocab))
@@ -131,20 +135,6 @@ class ArgmaxFlow(Value, frozen=True):
             v, more = layer.to_base(v, canvas.condition)
             log_det = log_det + more
         return self.base.log_prob(v).sum(-1) + log_det
-
-    def _log_weight(
-        self, net: ArgmaxNetwork, canvas: Canvas, uniform: Float64[Tensor, "B L E"]
-    ) -> Float[Tensor, "B"]:
-        """log p(v) - log q(v | x) over the free positions. `-> [B]`"""
-        v, log_q = self._lift(net, canvas, uniform)
-        return ((self.log_density(net, v, canvas) - log_q) * canvas.free).sum(-1)
-
-    def _lift(
-        self, net: ArgmaxNetwork, canvas: Canvas, uniform: Float64[Tensor, "B L E"]
-    ) -> tuple[Float[Tensor, "B L E"], Float[Tensor, "B L"]]:
-        """v ~ q(v | x) and log q(v | x). `-> [B, L, E], [B, L]`"""
-        raw = ask(net.encoder, canvas.tokens, canvas.condition)
-        return self.lift.lift(raw, canvas.tokens, uniform)
 
     def _uniform(self, canvas: Canvas, vocab: int, noise: Noise, samples: int) -> Float64[Tensor, "B S L E"]:
         shape = (samples, canvas.shape[1], self.lift.size(vocab))
