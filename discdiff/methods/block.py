@@ -13,7 +13,7 @@ Training may clip the times to an interval, which lowers the variance of the los
 block size: `loss_variance` is what to minimize); the bound never does.
 """
 
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
@@ -26,9 +26,6 @@ from discdiff.noise import Noise
 from discdiff.samplers import Blocks, Sampler
 from discdiff.types import Canvas, Condition, DiscdiffError, Network, Value
 
-if TYPE_CHECKING:
-    from discdiff.methods import AnyMethod
-
 _GOLDEN = 0.6180339887498949
 
 
@@ -36,18 +33,19 @@ class Block(Value, frozen=True):
     """A discrete diffusion inside blocks of `size` positions; times of training lie within `clip`."""
 
     kind: Literal["block"] = "block"
-    inner: "AnyMethod"
+    inner: "AnyMethod"  # pyright: ignore[reportUndefinedVariable]
     size: int = Field(default=16, ge=1)
     clip: tuple[float, float] = (0.0, 1.0)
 
     @model_validator(mode="after")
     def _fits(self) -> "Block":
-        if not isinstance(self.inner, Diffusion) or type(self.inner).loss is not Diffusion.loss:
+        inner: Value = self.inner
+        if not isinstance(inner, Diffusion) or type(inner).loss is not Diffusion.loss:
             raise DiscdiffError(
-                f"{self.inner.kind} can't run inside blocks: take a discrete diffusion whose loss is a "
+                f"{type(inner).__name__} can't run inside blocks: take a discrete diffusion whose loss is a "
                 "sum over positions, as mdlm, md4, udlm, gidd, sedd, d3pm or flow_matching"
             )
-        if self.inner.process.ends != (1.0, 0.0):
+        if inner.process.ends != (1.0, 0.0):
             raise DiscdiffError(
                 "a block's schedule must run from alpha = 1 to alpha = 0: don't cut its ends off"
             )
