@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_stores import SEPARATOR, TOKENIZER, draw, make, manifest, stream, write
 
+from discdiff.data.buffers import Recycled
 from discdiff.data.folder import Folder
 from discdiff.data.loader import Loader
 from discdiff.data.manifest import commit
@@ -411,3 +412,27 @@ def test_memory_does_not_grow_with_what_was_read(tmp_path: Path) -> None:
 def private() -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+def test_memory_is_given_out_again_only_when_nobody_holds_it() -> None:
+    recycled = Recycled()
+    tensor = recycled((4, 8), torch.int64).fill_(7)
+    part, place = tensor[2:3], tensor.data_ptr()
+    del tensor
+    gc.collect()
+    assert recycled((4, 8), torch.int64).data_ptr() != place
+    assert part.tolist() == [[7] * 8]
+    del part
+    gc.collect()
+    again = recycled((4, 8), torch.int64)
+    other = recycled((4, 8), torch.int64)
+    assert place in {again.data_ptr(), other.data_ptr()}
+    assert again.data_ptr() != other.data_ptr()
+
+
+def test_batches_that_are_kept_are_not_overwritten(store: Store) -> None:
+    loader = Loader(store, Wrap(length=32), seed=3)
+    with loader.stream(0, 16) as reads:
+        kept = [next(reads).narrow(0, 1) for _ in range(300)]
+    for number, canvas in enumerate(kept):
+        assert same(canvas, loader.read(16 * number, 1))

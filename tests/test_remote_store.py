@@ -12,8 +12,8 @@ import torch
 from conftest import Folder as Served
 from text_stores import SEPARATOR, TOKENIZER, draw, make, manifest, stream, write
 
+from discdiff.data.audit import audit
 from discdiff.data.folder import Folder
-from discdiff.data.inspect_store import inspect
 from discdiff.data.loader import Loader
 from discdiff.data.manifest import commit, read_manifest
 from discdiff.data.order import Shuffled
@@ -57,7 +57,7 @@ def test_an_object_store_gives_the_rows_of_a_disk(bucket: str, tmp_path: Path) -
             for start in (0, 10**6):
                 assert torch.equal(one.read(start, 6).tokens, other.read(start, 6).tokens)
         assert 0 < held(tmp_path) == downloaded(far) <= sum(shard.size for shard in far.shards)
-    assert "all 7 shards are complete" in inspect(f"{bucket}/some/where")
+    assert audit(f"{bucket}/some/where") == []
 
 
 def test_a_second_process_reads_from_the_cache(http_folder: Served, tmp_path: Path) -> None:

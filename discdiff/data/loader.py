@@ -8,8 +8,8 @@ from weakref import WeakSet
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from discdiff.data.buffers import Provider, Recycled, fresh, pinned
 from discdiff.data.mixture import Mixture
 from discdiff.data.order import Sequential, Shuffled
 from discdiff.data.packing import AnyPacking, Spans
@@ -21,7 +21,6 @@ PLAN = 8192
 """Rows whose places are worked out at once."""
 AHEAD = 4
 """Groups of batches that are made ahead of the reader."""
-_TORCH: dict[type[np.generic], torch.dtype] = {np.int64: torch.int64, np.bool_: torch.bool}
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class Loader:
     def read(self, start: int, count: int) -> Canvas:
         """Rows `start` to `start + count` of the stream, tokens int64, on the CPU."""
         _require(start, count)
-        return self._canvases(self._places(np.arange(start, start + count)), count, pin=False)[0]
+        return self._canvases(self._places(np.arange(start, start + count)), count, fresh)[0]
 
     def stream(self, start: int, count: int, stride: int | None = None) -> Prefetch[Canvas]:
         """`read(start, count)`, `read(start + stride, count)` and so on, read ahead in a thread.
@@ -112,7 +111,7 @@ class Loader:
 
     def _groups(self, start: int, count: int, stride: int) -> Iterator[list[Canvas]]:
         """Batches in groups that grow, so that the first comes at once and the later ones cost less."""
-        pin = torch.cuda.is_available()
+        new = pinned if torch.cuda.is_available() else Recycled()
         batches = max(1, PLAN // count)
         offsets = (stride * np.arange(batches)[:, None] + np.arange(count)).ravel()
         most = max(1, min(store.reach for store in self._stores) // (count * self.length))
@@ -122,7 +121,7 @@ class Loader:
             first = 0
             while first < batches:
                 stop = min(first + group, batches)
-                yield self._canvases(places.part(first * count, stop * count), count, pin=pin)
+                yield self._canvases(places.part(first * count, stop * count), count, new)
                 first, group = stop, min(2 * group, most)
             start += batches * stride
 
@@ -135,42 +134,40 @@ class Loader:
             rows[stores == number] = order.at(indices[stores == number])
         return _Places(positions, stores, rows)
 
-    def _canvases(self, places: _Places, count: int, *, pin: bool) -> list[Canvas]:
-        batches, spans, documents = self._copy(places, count, pin=pin)
-        canvases: list[Canvas] = []
-        for number, tokens in enumerate(batches):
-            part = slice(number * count, (number + 1) * count)
-            free = np.ones(tokens.shape, bool)
-            if spans.sizes is not None:
-                np.less(np.arange(self.length), spans.sizes[part, None], out=free)
-                tokens.numpy()[~free] = self._stores[0].separator or 0
-            ids = None if documents is None else _tensor(documents[part], np.int64, pin=pin)
-            rows = _tensor(places.positions[part], np.int64, pin=pin)
-            canvas = Canvas(tokens, _tensor(free, np.bool_, pin=pin), rows, Condition(documents=ids))
-            canvases.append(canvas)
-        return canvases
-
-    def _copy(
-        self, places: _Places, count: int, *, pin: bool
-    ) -> tuple[list[Tensor], Spans, np.ndarray | None]:
-        """The tokens in batches of `count` rows, where they lay, and their documents, if asked for."""
-
-        def widen(rows: np.ndarray) -> Tensor:
-            return _tensor(rows, np.int64, pin=pin)
-
-        if places.stores is None:
-            store = self._stores[0]
-            spans = self.packing.spans(store, places.rows, places.positions, self.seed)
-            tokens = store.batches(spans.begin, self.length, count, widen)
-            return tokens, spans, self.packing.documents(store, spans.begin)
-        tokens, spans, documents = self._mix(places, places.stores)
-        return [widen(tokens[i : i + count]) for i in range(0, len(tokens), count)], spans, documents
-
-    def _mix(self, places: _Places, stores: np.ndarray) -> tuple[np.ndarray, Spans, np.ndarray | None]:
-        """As `_copy`, of several stores, in one array."""
+    def _canvases(self, places: _Places, count: int, new: Provider) -> list[Canvas]:
+        """The rows at some places, `count` to a batch."""
         shape = (len(places.rows), self.length)
-        tokens = np.empty(shape, self._stores[0].dtype)
-        begin, sizes = np.empty(shape[0], np.int64), np.full(shape[0], self.length)
+        tokens, free = new(shape, torch.int64), new(shape, torch.bool)
+        spans, documents = self._copy(places, tokens.numpy())
+        if spans.sizes is None:
+            free.numpy().fill(True)
+        else:
+            np.less(np.arange(self.length), spans.sizes[:, None], out=free.numpy())
+            tokens.numpy()[~free.numpy()] = self._stores[0].separator or 0
+        rows = new(places.positions.shape, torch.int64)
+        np.copyto(rows.numpy(), places.positions)
+        parts = tokens.split(count), free.split(count), rows.split(count)
+        if documents is None:
+            return [Canvas(*batch) for batch in zip(*parts, strict=True)]
+        ids = new(shape, torch.int64)
+        np.copyto(ids.numpy(), documents)
+        conditions = [Condition(documents=each) for each in ids.split(count)]
+        return [Canvas(*batch) for batch in zip(*parts, conditions, strict=True)]
+
+    def _copy(self, places: _Places, tokens: np.ndarray) -> tuple[Spans, np.ndarray | None]:
+        """Fill in the tokens; tell where they lay, and their documents, if asked for."""
+        if places.stores is not None:
+            return self._mix(places, places.stores, tokens)
+        store = self._stores[0]
+        spans = self.packing.spans(store, places.rows, places.positions, self.seed)
+        store.read_into(spans.begin, tokens)
+        return spans, self.packing.documents(store, spans.begin)
+
+    def _mix(
+        self, places: _Places, stores: np.ndarray, tokens: np.ndarray
+    ) -> tuple[Spans, np.ndarray | None]:
+        """As `_copy`, of several stores."""
+        begin, sizes = np.empty_like(places.rows), np.full(len(places.rows), self.length)
         documents: np.ndarray | None = None
         for number, store in enumerate(self._stores):
             here = np.flatnonzero(stores == number)
@@ -178,9 +175,9 @@ class Loader:
             tokens[here], begin[here] = store.read(spans.begin, self.length), spans.begin
             sizes[here] = self.length if spans.sizes is None else spans.sizes
             if (ids := self.packing.documents(store, spans.begin)) is not None:
-                documents = np.empty(shape, np.int64) if documents is None else documents
+                documents = np.empty(tokens.shape, np.int64) if documents is None else documents
                 documents[here] = ids
-        return tokens, Spans(begin, sizes), documents
+        return Spans(begin, sizes), documents
 
 
 def _require(start: int, count: int) -> None:
@@ -188,12 +185,3 @@ def _require(start: int, count: int) -> None:
         raise DiscdiffError(
             f"{count} rows from row {start} cannot be read; start at 0 or later, read 1 or more"
         )
-
-
-def _tensor(values: np.ndarray, dtype: type[np.generic], *, pin: bool) -> Tensor:
-    """Filled by NumPy: torch would wake its threads for it, which training needs."""
-    if not pin:
-        return torch.from_numpy(values.astype(dtype, copy=False))
-    pinned = torch.empty(values.shape, dtype=_TORCH[dtype], pin_memory=True)
-    np.copyto(pinned.numpy(), values)
-    return pinned

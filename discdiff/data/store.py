@@ -2,12 +2,12 @@
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from threading import RLock
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,8 +20,6 @@ from discdiff.data.resident import Chunks, LocalChunks, Resident
 from discdiff.data.shard import Shard
 from discdiff.data.tokenizers import from_json
 from discdiff.types import DiscdiffError
-
-T = TypeVar("T")
 
 OFFSET = np.dtype("<i4")
 MOST_OFFSETS = 64
@@ -42,16 +40,20 @@ class Store:
         self.manifest = manifest
         self.split = split
         self.shards = shards
-        self.totals = Split.of(shards)
-        """Tokens, documents, characters and bytes of the shards that are read."""
         self.dtype = np.dtype(manifest.dtype).newbyteorder("<")
         self._resident = resident
         self._lock = RLock()
-        self._first_token = _sums([shard.tokens for shard in shards])
-        self._first_document = _sums([shard.documents for shard in shards])
-        self._first_chunk = Chunks(shards, manifest.chunk).first
-        self._values_at = np.array([shard.values_at for shard in shards], np.int64)
-        self._offsets_at = np.array([shard.offsets_at for shard in shards], np.int64)
+        self._chunk = manifest.chunk
+        # Shards are numbered bytes of one space, in which each begins at a chunk.
+        base = self._chunk * Chunks(shards, self._chunk).first[:-1]
+        tokens = _sums([shard.tokens for shard in shards])
+        documents = _sums([shard.documents for shard in shards])
+        values = np.array([shard.values_at for shard in shards], np.int64)
+        offsets = np.array([shard.offsets_at for shard in shards], np.int64)
+        self._first_token, self._last_token = tokens[:-1], tokens[1:]
+        self._first_document, self._last_document = documents[:-1], documents[1:]
+        self._token_zero = base + values - self.dtype.itemsize * self._first_token
+        self._document_zero = base + offsets - OFFSET.itemsize * self._first_document
         self._offsets: OrderedDict[int, np.ndarray] = OrderedDict()
 
     @classmethod
@@ -102,11 +104,16 @@ class Store:
 
     @property
     def tokens(self) -> int:
-        return self.totals.tokens
+        return int(self._last_token[-1])
 
     @property
     def documents(self) -> int:
-        return self.totals.documents
+        return int(self._last_document[-1])
+
+    @cached_property
+    def totals(self) -> Split:
+        """Tokens, documents, characters and bytes of the shards that are read."""
+        return Split.of(self.shards)
 
     @property
     def skipped(self) -> Split:
@@ -141,37 +148,36 @@ class Store:
 
     def read(self, begin: np.ndarray, width: int) -> np.ndarray:
         """`width` tokens from each place of the stream, 0 past its end: `[n] -> [n, width]`, as stored."""
-        batches = self.batches(begin, width, max(len(begin), 1), _as_stored)
-        return batches[0] if batches else np.empty((0, width), self.dtype)
+        rows = np.empty((len(begin), width), self.dtype)
+        self.read_into(begin, rows)
+        return rows
 
-    def batches(
-        self, begin: np.ndarray, width: int, count: int, convert: Callable[[np.ndarray], T]
-    ) -> list[T]:
-        """What `read` gives, `count` rows at a time, each batch converted while the cache still holds it."""
-        shard = np.searchsorted(self._first_token, begin, side="right") - 1
-        shard = np.minimum(shard, len(self.shards) - 1)
-        inside = begin + width <= self._first_token[shard + 1]
+    def read_into(self, begin: np.ndarray, rows: np.ndarray) -> None:
+        """As `read`, into memory of any type: `[n], [n, width]`."""
+        width = rows.shape[1]
+        shard = np.searchsorted(self._last_token[:-1], begin, side="right")
+        at = self._token_zero[shard] + self.dtype.itemsize * begin
+        inside = begin <= self._last_token[shard] - width
         if inside.all():
-            return self._bytes(shard, self._at(shard, begin), width, self.dtype, count, convert)
-        rows = np.zeros((len(begin), width), self.dtype)
+            self._read_bytes(at, self.dtype, rows)
+            return
         if inside.any():
-            at = self._at(shard[inside], begin[inside])
-            rows[inside] = self._bytes(shard[inside], at, width, self.dtype, len(at), _as_stored)[0]
+            self._read_bytes(np.where(inside, at, at[inside.argmax()]), self.dtype, rows)
         for i in np.flatnonzero(~inside):
             self._read_across(int(begin[i]), rows[i])
-        return [convert(rows[i : i + count]) for i in range(0, len(rows), count)]
 
     def borders(self, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where in the stream each document begins and how many tokens it has: int64 `[n] -> [n], [n]`."""
-        shard = np.searchsorted(self._first_document, documents, side="right") - 1
-        at = self._offsets_at[shard] + OFFSET.itemsize * (documents - self._first_document[shard])
-        ends = self._bytes(shard, at, 2, OFFSET, len(at), _as_stored)[0].astype(np.int64)
+        shard = np.searchsorted(self._last_document[:-1], documents, side="right")
+        at = self._document_zero[shard] + OFFSET.itemsize * documents
+        ends = np.empty((len(at), 2), np.int64)
+        self._read_bytes(at, OFFSET, ends)
         return self._first_token[shard] + ends[:, 0], ends[:, 1] - ends[:, 0]
 
     def starts(self, begin: int, end: int) -> np.ndarray:
         """Where documents begin from `begin` to before `end`, empty ones left out: rising, int64 `[n]`."""
         found: list[np.ndarray] = []
-        shard = int(np.searchsorted(self._first_token, begin, side="right")) - 1
+        shard = int(np.searchsorted(self._last_token, begin, side="right"))
         while shard < len(self.shards) and (base := int(self._first_token[shard])) < end:
             offsets = self._offsets_of(shard)
             low, high = np.searchsorted(
@@ -196,84 +202,66 @@ class Store:
     def __repr__(self) -> str:
         return f"Store({self.uri!r}, {self.split!r}: {self.tokens:,} tokens, {self.documents:,} documents)"
 
-    def _at(self, shard: np.ndarray, begin: np.ndarray) -> np.ndarray:
-        """The byte of the shard's file at which a place of the stream lies."""
-        return self._values_at[shard] + self.dtype.itemsize * (begin - self._first_token[shard])
-
     def _read_across(self, begin: int, row: np.ndarray) -> None:
         """Fill a row that passes the end of a shard."""
-        place, end = begin, min(begin + len(row), int(self._first_token[-1]))
+        place, end = begin, min(begin + len(row), self.tokens)
+        row[end - begin :] = 0
         while place < end:
-            shard = np.searchsorted(self._first_token, [place], side="right") - 1
-            count = min(end, int(self._first_token[shard[0] + 1])) - place
-            at = self._at(shard, np.array([place]))
-            piece = self._bytes(shard, at, count, self.dtype, 1, _as_stored)[0]
-            row[place - begin : place - begin + count] = piece[0]
-            place += count
+            shard = np.searchsorted(self._last_token, [place], side="right")
+            stop = min(end, int(self._last_token[shard[0]]))
+            at = self._token_zero[shard] + self.dtype.itemsize * place
+            self._read_bytes(at, self.dtype, row[None, place - begin : stop - begin])
+            place = stop
 
     def _offsets_of(self, shard: int) -> np.ndarray:
         with self._lock:
             if shard not in self._offsets:
-                at = self._offsets_at[[shard]]
-                count = self.shards[shard].documents + 1
-                offsets = self._bytes(np.array([shard]), at, count, OFFSET, 1, _as_stored)[0][0]
-                self._offsets[shard] = offsets.astype(np.int64)
+                at = self._document_zero[[shard]] + OFFSET.itemsize * self._first_document[shard]
+                offsets = np.empty((1, self.shards[shard].documents + 1), np.int64)
+                self._read_bytes(at, OFFSET, offsets)
+                self._offsets[shard] = offsets[0]
             self._offsets.move_to_end(shard)
             if len(self._offsets) > MOST_OFFSETS:
                 self._offsets.popitem(last=False)
             return self._offsets[shard]
 
-    def _bytes(
-        self,
-        shard: np.ndarray,
-        at: np.ndarray,
-        width: int,
-        dtype: np.dtype,
-        count: int,
-        convert: Callable[[np.ndarray], T],
-    ) -> list[T]:
-        """`width` items from byte `at` of each shard's file, one at least, `count` rows at a time."""
-        if not len(at):
-            return []
-        chunk = self.manifest.chunk
-        base = self._first_chunk[shard]
-        first, last = base + at // chunk, base + (at + width * dtype.itemsize - 1) // chunk
-        with self._lock:
-            self._bring(first, last)
-            addresses = self._resident.address[first] + at % chunk
-            if self._resident.contiguous or (first == last).all():
-                return [convert(rows) for rows in gather(addresses, width, dtype, count)]
-            rows = np.empty((len(at), width), dtype)
-            if (whole := first == last).any():
-                rows[whole] = next(gather(addresses[whole], width, dtype, len(at)))
-            for i in np.flatnonzero(~whole):
-                rows[i] = self._join(int(first[i]), int(at[i]) % chunk, width * dtype.itemsize).view(dtype)
-            return [convert(rows[i : i + count]) for i in range(0, len(at), count)]
-
-    def _bring(self, first: np.ndarray, last: np.ndarray) -> None:
-        address = self._resident.address
-        if (last - first > 1).any():
-            needed = np.concatenate([np.arange(a, b + 1) for a, b in zip(first, last, strict=True)])
-        elif address[first].all() and address[last].all():
+    def _read_bytes(self, at: np.ndarray, dtype: np.dtype, rows: np.ndarray) -> None:
+        """Fill each row with items from a byte on; none may pass the end of its shard's."""
+        size = rows.shape[1] * dtype.itemsize
+        if not len(at) or not size:
             return
-        else:
-            needed = np.concatenate([first, last])
+        first, last = at // self._chunk, (at + size - 1) // self._chunk
+        with self._lock:
+            self._bring(first, last, most=1 + size // self._chunk)
+            addresses = self._resident.address[first] + at % self._chunk
+            if self._resident.contiguous:
+                gather(addresses, dtype, rows)
+                return
+            whole = first == last
+            if whole.any():
+                gather(np.where(whole, addresses, addresses[whole.argmax()]), dtype, rows)
+            for i in np.flatnonzero(~whole):
+                rows[i] = self._join(int(first[i]), int(at[i]) % self._chunk, size).view(dtype)
+
+    def _bring(self, first: np.ndarray, last: np.ndarray, most: int) -> None:
+        """Have the chunks `first` to `last` of each row in memory; `last - first` is at most `most`."""
+        address = self._resident.address
+        if most == 1 and address[first].all() and address[last].all():
+            return
+        ranges = [np.arange(a, b + 1) for a, b in zip(first, last, strict=True)]
+        needed = np.unique(np.concatenate(ranges))
         if not address[needed].all():
-            self._resident.bring(np.unique(needed))
+            self._resident.bring(needed)
 
     def _join(self, number: int, at: int, size: int) -> np.ndarray:
         """Bytes that pass from chunk to chunk, where chunks do not follow one another in memory."""
-        pieces: list[np.ndarray] = []
-        while size:
-            count = min(size, self.manifest.chunk - at)
+        joined, done = np.empty(size, np.uint8), 0
+        while done < size:
+            count = min(size - done, self._chunk - at)
             place = self._resident.address[[number]] + at
-            pieces.append(next(gather(place, count, np.dtype(np.uint8), 1))[0])
-            number, at, size = number + 1, 0, size - count
-        return np.concatenate(pieces)
-
-
-def _as_stored(rows: np.ndarray) -> np.ndarray:
-    return rows
+            gather(place, joined.dtype, joined[None, done : done + count])
+            number, at, done = number + 1, 0, done + count
+        return joined
 
 
 def _sums(counts: Sequence[int]) -> np.ndarray:
