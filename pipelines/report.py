@@ -2,7 +2,9 @@
 
 import io
 import itertools
+import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,10 +15,13 @@ from discdiff.types import DiscdiffError, Value
 from pipelines.artifacts import Report, Scores
 from pipelines.evaluate import LEDGER, SCORES, Evaluation
 from pipelines.frontier import CELL
+from pipelines.headline import of_quality, of_score
 from pipelines.place import Place
 from pipelines.record import now
 from pipelines.stage import stage
 from pipelines.work import Work
+
+TABLE = "methods.json"
 
 
 class ReportSpec(Value, frozen=True):
@@ -41,9 +46,21 @@ def report(spec: ReportSpec, work: Work) -> Report:
     for model in page.models:
         if model.score is not None:
             work.log({f"bits_per_character.{model.name}": model.score.bits_per_character.value})
-    for name in ("report.html", "report.json"):
+    (work.directory / TABLE).write_text(json.dumps(table(page)))
+    for name in ("report.html", "report.json", TABLE):
         work.tracker.attach(work.directory / name)
+    work.tracker.tag({"mlflow.loggedArtifacts": json.dumps([{"path": TABLE, "type": "table"}])})
     return Report(key=work.key, uri=work.uri)
+
+
+def table(page: Page) -> dict[str, list[Any]]:
+    """The models as a table that MLflow shows and loads: columns and rows, the same for every family."""
+    columns = ["name", "family", "parameters", "steps", "sampler", "evaluations"]
+    rows = [{name: getattr(model, name) for name in columns} for model in page.models]
+    for row, model in zip(rows, page.models, strict=True):
+        row |= of_score(model.score, None) | of_quality(model.quality, None)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return {"columns": columns, "data": [[row.get(name) for name in columns] for row in rows]}
 
 
 def _evaluation(scores: Scores) -> Evaluation:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -189,6 +190,9 @@ def test_a_report_of_two_models(world, tmp_path):
         scores[1].metrics["nats_per_token"] - scores[0].metrics["nats_per_token"]
     )
     assert "Two models" in html
+    table = pd.read_json(Path(made.uri) / "methods.json", orient="split")
+    told = [each.metrics["bits_per_character"] for each in scores]
+    assert table["bits_per_character"].tolist() == pytest.approx(told)
     assert page.warnings == ()
     assert {curve.name for curve in page.models[1].training} == {"loss"}
 
