@@ -58,6 +58,8 @@ def _field(error: ErrorDetails, kind: type[BaseModel]) -> str:
             return f"{name}.kind = {tag!r} is not known: allowed are {expected}"
         case "union_tag_not_found", _:
             return f"{name}.kind is missing"
+        case "model_attributes_type" | "model_type" | "dict_type", _:
+            return f"{name} = {_shown(error['input'])}: a table of fields is allowed, such as {name}.kind=..."
         case "value_error", {"error": reason}:
             return f"{name}: {str(reason).rstrip('.')}" if path else str(reason).rstrip(".")
         case _:
