@@ -191,12 +191,30 @@ def free_ports(count: int) -> list[int]:
             each.close()
 
 
+# A program that ends when its parent does, however that ended: an interrupted run leaves no server behind.
+TETHERED = [
+    sys.executable,
+    "-c",
+    """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+os.execv(sys.argv[1], sys.argv[1:])
+""",
+]
+
+
 @contextmanager
 def served(command: list[str | Path], url: str, environment: dict[str, str], log: Path) -> Iterator[None]:
     """Run a server for the length of the block: wait until it answers, then end it and its children by id."""
     with open(log, "wb") as out:
         process = subprocess.Popen(
-            command, env={**os.environ, **environment}, stdout=out, stderr=subprocess.STDOUT, cwd=log.parent
+            [*TETHERED, *command],
+            env={**os.environ, **environment},
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            cwd=log.parent,
         )
     try:
         wait_until_it_answers(process, url, log)
@@ -211,7 +229,7 @@ def wait_until_it_answers(process: subprocess.Popen[bytes], url: str, log: Path)
         if answers(url):
             return
         time.sleep(0.1)
-    pytest.fail(f"{process.args[0]} did not answer at {url}; its log ends: {log.read_text()[-3000:]}")  # type: ignore[index]
+    pytest.fail(f"{log.stem} did not answer at {url}; its log ends: {log.read_text()[-3000:]}")
 
 
 def answers(url: str) -> bool:
