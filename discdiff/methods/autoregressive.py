@@ -4,7 +4,7 @@ x_(i-1)), exactly.
 The network reads the sequence shifted by one, with a begin symbol (id V) in front, through causal attention.
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from discdiff.networks import AnyBackbone, Causal
 from discdiff.noise import Noise
-from discdiff.samplers import LeftToRight
+from discdiff.samplers import AnySampler, LeftToRight
+from discdiff.samplers.compatible import check
+from discdiff.samplers.trace import Observer, nobody
 from discdiff.types import Canvas, Network, Value
 
 
@@ -46,7 +48,8 @@ class Autoregressive(Value, frozen=True):
         return (entropy * canvas.free).sum(-1)
 
     def sample(
-        self, net: Network, canvas: Canvas, sampler: LeftToRight, noise: Noise
+        self, net: Network, canvas: Canvas, sampler: AnySampler, noise: Noise, observe: Observer = nobody
     ) -> Int64[Tensor, "B L"]:
-        """Fill the free positions from left to right. `-> [B, L]`"""
-        return sampler.run(net, canvas, noise.on(canvas.rows))
+        """Fill the free positions from left to right; `observe` is told each state. `-> [B, L]`"""
+        check(self, sampler)
+        return cast(LeftToRight, sampler).run(net, canvas, noise.on(canvas.rows), observe)

@@ -17,7 +17,7 @@ each chunk's logits recomputed in the backward pass: no tensor `[B, L, V]` is ev
 
 import math
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -30,7 +30,9 @@ from discdiff.noise import Noise
 from discdiff.objectives import AnyClock, Continuous, divergence
 from discdiff.parameterizations import AnyParameterization
 from discdiff.processes import AnyProcess
-from discdiff.samplers import Sampler
+from discdiff.samplers import AnySampler, Sampler
+from discdiff.samplers.compatible import check
+from discdiff.samplers.trace import Observer, nobody
 from discdiff.types import Canvas, Network, Value
 
 _CHUNK = 2**25
@@ -114,9 +116,12 @@ class Diffusion(Value, frozen=True):
         """The bound's integrand at given times, summed over free positions. `-> [B]` nats per unit time"""
         return self._noised(net, canvas, self.clock.snap(t), noise.on(canvas.rows), self.density)
 
-    def sample(self, net: Network, canvas: Canvas, sampler: Sampler, noise: Noise) -> Int64[Tensor, "B L"]:
-        """Fill the free positions of a canvas. `-> [B, L]`"""
-        return sampler.run(self, net, canvas, noise.on(canvas.rows))
+    def sample(
+        self, net: Network, canvas: Canvas, sampler: AnySampler, noise: Noise, observe: Observer = nobody
+    ) -> Int64[Tensor, "B L"]:
+        """Fill the free positions of a canvas; `observe` is told each state. `-> [B, L]`"""
+        check(self, sampler)
+        return cast(Sampler, sampler).run(self, net, canvas, noise.on(canvas.rows), observe)
 
     # ----------------------------------------------------------------------------------------------
 

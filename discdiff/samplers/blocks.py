@@ -37,7 +37,7 @@ class Blocks(Value, frozen=True):
         inside = self.inside
         if isinstance(inside.guidance, ClassifierFree) or inside.microbatch or inside.windows or inside.cache:
             raise DiscdiffError(
-                "keys and values are kept once, for all rows and one condition: leave classifier-free guidance, "
+                "keys and values are kept for all rows and one condition: leave classifier-free guidance, "
                 "microbatch, windows and cache out of the sampler inside blocks"
             )
         return self

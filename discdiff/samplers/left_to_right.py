@@ -8,7 +8,7 @@ from torch import Tensor
 
 from discdiff.networks import KeyValueCache
 from discdiff.noise import Noise, Stream, categorical
-from discdiff.samplers import filters
+from discdiff.samplers.filters import AnyFilter, apply
 from discdiff.samplers.trace import Observer, nobody, within
 from discdiff.types import Canvas, Condition, DiscdiffError, Network, Value
 
@@ -19,7 +19,7 @@ class LeftToRight(Value, frozen=True):
     """
 
     kind: Literal["left_to_right"] = "left_to_right"
-    filters: tuple[filters.AnyFilter, ...] = ()
+    filters: tuple[AnyFilter, ...] = ()
 
     def evaluations(self, length: int) -> int:
         """Network evaluations for a sequence, at most."""
@@ -42,7 +42,7 @@ class LeftToRight(Value, frozen=True):
             raw = net.head(net.trunk(read, time, condition, cache=cache)[:, -1])
             if canvas.allowed is not None:
                 raw = raw.masked_fill(~canvas.allowed[:, position], -torch.inf)
-            drawn = categorical(filters.apply(self.filters, raw) if self.filters else raw, u[:, position])
+            drawn = categorical(apply(self.filters, raw), u[:, position])
             shifted[:, position + 1] = torch.where(canvas.free[:, position], drawn, shifted[:, position + 1])
             within(observe, canvas, shifted[:, 1:], position, net.vocab)(
                 1 - (position + 1) / length, shifted[:, position + 1 : position + 2]

@@ -56,7 +56,7 @@ def fit(
     """
     world = World.current(torch.device(device))
     share, micro = recipe.share(world.size)
-    run = _start(Loss(method, network, measure), recipe, parallel or Single(), world)
+    run = _start(Loss(method, network, measure, recipe.label_dropout), recipe, parallel or Single(), world)
     first = checkpoints.resume(run.loss, run.optimizer, run.ema, world) if checkpoints else 0
     latest: dict[str, float] = {}
 

@@ -1,13 +1,14 @@
 """The loss as a module's forward, which is what data parallelism and sharding wrap."""
 
-from typing import Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from discdiff.methods import Method, Scored
 from discdiff.noise import Noise
-from discdiff.types import Canvas, Network
+from discdiff.training.labels import drop_labels
+from discdiff.types import Canvas
 
 
 @runtime_checkable
@@ -36,21 +37,30 @@ class Rows(Protocol):
 class Loss(nn.Module):
     """A method's loss on a network: `(canvas, noise) -> [B]` nats, summed over a row's free positions.
 
-    Validation may `measure` by another method that reads the same network; by default it is the same.
+    Validation may `measure` by another method that reads the same network; by default it is the same. Labels
+    are dropped in training alone.
     """
 
-    def __init__(self, method: Method, network: nn.Module, measure: Method | None = None):
+    def __init__(
+        self,
+        method: Method,
+        network: nn.Module,
+        measure: Method | None = None,
+        label_dropout: float = 0.0,
+    ):
         super().__init__()
+        self.label_dropout = label_dropout
         self.method = method
         self.measure = measure or method
         self.network = network
 
     @property
-    def _net(self) -> Network:
-        return cast(Network, self.network)
+    def _net(self) -> Any:
+        """The network as its own method knows it."""
+        return self.network
 
     def forward(self, canvas: Canvas, noise: Noise) -> Float[Tensor, "B"]:
-        return self.method.loss(self._net, canvas, noise)
+        return self.method.loss(self._net, drop_labels(canvas, noise, self.label_dropout), noise)
 
     def bound(self, canvas: Canvas, noise: Noise) -> Float[Tensor, "B"]:
         """What validation measures: the bound of `measure`, or its loss where it has none."""

@@ -35,8 +35,9 @@ class Recipe(Value, frozen=True):
 
     `batch` is global: rows a step over all workers. `microbatch` is rows a forward pass, None for a
     worker's whole share. `warmup` and the `*_every` are in steps; `validate_rows` in sequences; `clip`
-    bounds the gradient's norm; `ema` is the decay of the averaged weights. Weights and optimizer stay in
-    float32; `precision` is what the network computes in up to the logits.
+    bounds the gradient's norm; `ema` is the decay of the averaged weights. `label_dropout` is the share of
+    rows whose class, if rows have any, is hidden in training. Weights and optimizer stay in float32;
+    `precision` is what the network computes in up to the logits.
     """
 
     steps: int = Field(default=1000, ge=1)
@@ -49,6 +50,7 @@ class Recipe(Value, frozen=True):
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = Field(default=1.0, gt=0)
     ema: float = Field(default=0.999, ge=0, lt=1)
+    label_dropout: float = Field(default=0.1, ge=0, le=1)
     log_every: int = Field(default=10, ge=1)
     validate_every: int = Field(default=500, ge=1)
     validate_rows: int = Field(default=256, ge=2)
