@@ -135,3 +135,13 @@ def test_an_outlier_does_not_flatten_the_rest():
     assert len(at) == 2
     assert at[1] - at[0] > 40
     assert "500 ▸" in svg
+
+
+def test_every_row_stands_right_of_its_name():
+    rows = [Series(name=str(v), marks=(Mark(x=0, y=v, se=0.001),)) for v in (1.5, 2.0, 9.0)]
+    svg = Whiskers("t", "x", rows, [("unigram", 8.0)]).draw(Frame(400, 200), named=True)
+    names = [float(x) for x in re.findall(r'class="row" x="([\d.]+)"', svg)]
+    at = [float(x) for x in re.findall(r'cx="([\d.]+)"', svg)]
+    assert len(at) == 3
+    assert max(names) < min(at)
+    assert max(at) < 400

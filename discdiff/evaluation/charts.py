@@ -176,10 +176,11 @@ class Whiskers:
 
     def _limits(self, marks: Sequence[Mark]) -> tuple[Number, Number]:
         """The axis: what is far beyond the best and the references must not flatten all the rest."""
-        held = max(min(m.y for m in marks), *(value for _, value in self.references), 0.0)
+        best = min(m.y for m in marks)
+        held = max([best, *(value for _, value in self.references)])
         near = [m for m in marks if m.y <= 1.5 * held]
         ends = [m.y + k * 2 * (m.se or 0) for m in near for k in (-1, 1)]
-        return _range([min(max(end, 0.5 * held), 1.5 * held) for end in ends] + [held], False, 0.05)
+        return _range([min(max(end, 0.5 * best), 1.5 * held) for end in ends] + [held], False, 0.05)
 
     def _row(self, series: Series, y: Number, across: Scale) -> str:
         mark = series.marks[0]
