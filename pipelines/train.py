@@ -29,7 +29,7 @@ from discdiff.training import (
     Subject,
     fit,
 )
-from discdiff.training.checkpoint import latest_step
+from discdiff.training.checkpoint import latest_step, open_commit
 from discdiff.training.fit import Log
 from discdiff.types import DiscdiffError, Value
 from pipelines.artifacts import Checkpoint, Tokens, Trials
@@ -97,7 +97,7 @@ class Train(Value, frozen=True):
 @stage(version=1, resumable=True)
 def train(spec: Train, work: Work) -> Checkpoint:
     """Train to the last step, from the newest checkpoint that is there."""
-    subject = prepare(spec, work.placement.workers, work.uri)
+    prepare(spec, work.placement.workers, work.uri)
     if latest_step(work.uri) < spec.recipe.steps:
         work.ray()
         _run(spec, work)
@@ -108,11 +108,11 @@ def train(spec: Train, work: Work) -> Checkpoint:
         method=spec.chosen.kind,
         step=spec.recipe.steps,
         length=spec.packing.length,
-        parameters=_parameters(subject),
+        parameters=open_commit(work.uri)[1].parameters,
     )
 
 
-def prepare(spec: Train, workers: int, uri: str) -> Subject:
+def prepare(spec: Train, workers: int, uri: str) -> None:
     """Find mistakes before any worker is started, and put the tokenizer beside the weights.
 
     Raises DiscdiffError for a batch that can't be shared out, or rows that the store can't give.
@@ -120,12 +120,10 @@ def prepare(spec: Train, workers: int, uri: str) -> Subject:
     spec.recipe.share(workers)
     with Store.open(spec.tokens.uri, "train") as store:
         spec.packing.count(store)
-        subject = spec.subject(store)
         Place(uri).write(TOKENIZER, store.tokenizer.to_json().encode())
     with Store.open(spec.tokens.uri, "validation") as store:
         spec.packing.count(store)
     Place(uri).remove(DIVERGED)
-    return subject
 
 
 def raise_if_diverged(uri: str) -> None:
@@ -244,8 +242,3 @@ def note(metrics: dict[str, float]) -> str:
     """The headline of a log entry, for a progress bar."""
     name = "loss" if "loss" in metrics else next(iter(metrics))
     return f"{name} {metrics[name]:.3f} nats/token"
-
-
-def _parameters(subject: Subject) -> int:
-    with torch.device("meta"):
-        return sum(p.numel() for p in subject.build(seed=0).parameters())

@@ -43,23 +43,25 @@ RECIPE = Recipe(
 )
 
 
-@pytest.fixture(scope="module")
-def tokens(ray_cluster, tmp_path_factory) -> Tokens:
-    """A store of random lines of three letters."""
-    import ray
+@pytest.fixture(scope="module", autouse=True)
+def cluster(ray_cluster):
+    """Runners join and leave it by themselves."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ray_cluster.environment.items():
+            patch.setenv(name, value)
+        yield ray_cluster
 
+
+@pytest.fixture(scope="module")
+def tokens(cluster, tmp_path_factory) -> Tokens:
+    """A store of random lines of three letters."""
     folder = tmp_path_factory.mktemp("store")
     choose = random.Random(1)
     lines = ["".join(choose.choices("abc", k=30)) for _ in range(300)]
     (folder / "text.txt").write_text("\n".join(lines))
     spec = Tokenize(corpus=Files(url=str(folder / "text.txt"), separator="\n"))
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in ray_cluster.environment.items():
-            patch.setenv(name, value)
-        with Runner(str(folder / "root")) as run:
-            found = run(tokenize, spec)
-        assert not ray.is_initialized()
-    return found
+    with Runner(str(folder / "root")) as run:
+        return run(tokenize, spec)
 
 
 def specification(tokens: Tokens, **fields) -> Train:
@@ -81,14 +83,11 @@ def metrics(folder: str) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tokens, ray_cluster, tmp_path_factory):
+def uninterrupted(tokens, tmp_path_factory):
     """The checkpoint of two workers that nobody disturbed."""
     root = tmp_path_factory.mktemp("uninterrupted")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in ray_cluster.environment.items():
-            patch.setenv(name, value)
-        with Runner(str(root), placement=Placement(workers=2)) as run:
-            return run(train, specification(tokens))
+    with Runner(str(root), placement=Placement(workers=2)) as run:
+        return run(train, specification(tokens))
 
 
 def test_a_trained_checkpoint(uninterrupted, tokens):
@@ -122,7 +121,7 @@ def test_how_training_is_spread_does_not_count_in_the_key(tokens):
     assert train.key(spec) != train.key(specification(tokens, recipe=RECIPE.model_copy(update={"seed": 1})))
 
 
-def test_a_killed_worker_leaves_no_trace(uninterrupted, tokens, ray_driver, tmp_path):
+def test_a_killed_worker_leaves_no_trace(uninterrupted, tokens, cluster, tmp_path):
     """SIGKILL one of two workers after the first checkpoint: the same weights, bit for bit."""
     from ray.util.state import list_actors
 
@@ -136,7 +135,7 @@ def test_a_killed_worker_leaves_no_trace(uninterrupted, tokens, ray_driver, tmp_
         while time.monotonic() < deadline:
             if len(pids) < 2:
                 filters = [("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")]
-                pids = [actor.pid for actor in list_actors(filters=filters)]
+                pids = [actor.pid for actor in list_actors(cluster.dashboard, filters=filters)]
             elif (step := latest_step(str(place))) > 0:
                 os.kill(pids[-1], signal.SIGKILL)
                 killed.append((pids[-1], step))
@@ -158,7 +157,7 @@ def test_a_killed_worker_leaves_no_trace(uninterrupted, tokens, ray_driver, tmp_
     }
 
 
-def test_a_killed_driver_leaves_no_trace(uninterrupted, tokens, ray_cluster, tmp_path, monkeypatch):
+def test_a_killed_driver_leaves_no_trace(uninterrupted, tokens, tmp_path):
     """SIGKILL the process that runs the stage after the first checkpoint; run it again."""
     spec = specification(tokens)
     place = tmp_path / "root" / train.key(spec)
@@ -168,8 +167,6 @@ def test_a_killed_driver_leaves_no_trace(uninterrupted, tokens, ray_cluster, tmp
         "spec = Train.model_validate_json(sys.argv[2]); "
         "Runner(sys.argv[1], placement=Placement(workers=2))(train, spec)"
     )
-    for name, value in ray_cluster.environment.items():
-        monkeypatch.setenv(name, value)
     arguments = [sys.executable, "-c", program, str(tmp_path / "root"), spec.model_dump_json()]
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, cwd=Path(__file__).parents[1])
     deadline = time.monotonic() + 200
@@ -187,7 +184,7 @@ def test_a_killed_driver_leaves_no_trace(uninterrupted, tokens, ray_cluster, tmp
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_run_that_diverges_stops_with_the_step(tokens, ray_driver, tmp_path):
+def test_a_run_that_diverges_stops_with_the_step(tokens, tmp_path):
     """In shards, at once and not after restarts; nothing is left."""
     recipe = RECIPE.model_copy(update={"learning_rate": 1e30, "log_every": 5})
     spec = specification(tokens, recipe=recipe, parallel=FullyShard())

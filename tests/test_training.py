@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from training_problem import LENGTH, RECIPE, SUBJECT, VOCAB, Table, network, weights
+from training_world import families
 
 from discdiff.data.folder import Folder
 from discdiff.methods import Autoregressive, Mdlm
@@ -239,7 +240,7 @@ def test_training_learns_what_there_is_to_learn():
             super().__init__()
             self.tokens = (torch.arange(self.rows_per_epoch) % VOCAB)[:, None].expand(-1, LENGTH)
 
-    recipe = RECIPE.model_copy(update={"steps": 150, "batch": 32, "clip": 1.0})
+    recipe = RECIPE.model_copy(update={"steps": 100, "batch": 16, "clip": 1.0})
     _, logs, _ = train(recipe=recipe, rows=Constants(), subject=SUBJECT, validation=Constants())
     # log(V) nats are in the first token that is seen, none in the others.
     assert logs[-1][1]["bound"] < 0.8 * math.log(VOCAB)
@@ -341,6 +342,22 @@ def test_a_checkpoint_of_two_processes_goes_on_in_one(world, name, tmp_path):
     resumed, logs, _ = train(copy, net=network(), recipe=RECIPE.model_copy(update={"microbatch": 4}))
     assert [step for step, _ in logs] == [9, 10]
     assert_close(weights(resumed), world[1][name]["average"])
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return families(Single())
+
+
+@pytest.mark.parametrize("how", ["replicas", "shards"])
+def test_every_family_trains_in_two_processes(world, alone, how):
+    """In float32: some families compute parts of their loss in it, whatever the network."""
+    found = world[1][f"families in {how}"]
+    assert len(alone) >= 6
+    assert alone.keys() == found.keys()
+    for kind in alone:
+        for name, p in alone[kind].items():
+            assert float((p - found[kind][name]).norm()) < 1e-3 * float(p.norm()) + 1e-4, (kind, name)
 
 
 def weights_in_float32(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

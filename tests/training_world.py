@@ -2,11 +2,13 @@
 
 import sys
 from pathlib import Path
+from typing import get_args
 
 import torch
 import torch.distributed as dist
-from training_problem import RECIPE, SUBJECT, Table, network, weights
+from training_problem import RECIPE, SUBJECT, VOCAB, Table, network, weights
 
+from discdiff.methods import AnyMethod, Method
 from discdiff.training import Checkpoints, DataParallel, FullyShard, fit
 
 MICRO = RECIPE.model_copy(update={"microbatch": 2})
@@ -50,6 +52,25 @@ def interrupted(parallel, folder: Path):
     raise AssertionError("the run was not interrupted")
 
 
+def families(parallel) -> dict[str, dict[str, torch.Tensor]]:
+    """The weights of every family after a few steps: all parameters take part, whatever the parallelism."""
+    recipe = MICRO.model_copy(update={"steps": 3, "warmup": 0, "validate_rows": 6})
+    found = {}
+    for method in methods():
+        torch.manual_seed(0)
+        net = method.network(SUBJECT.backbone, VOCAB)
+        fit(method, net, Table(), recipe, validation=Table(seed=2), parallel=parallel)
+        found[method.kind] = weights(net)
+    return found
+
+
+def methods() -> list[Method]:
+    """Every family that has defaults for all its fields."""
+    kinds = get_args(get_args(AnyMethod)[0])
+    needs = {kind for kind in kinds if any(field.is_required() for field in kind.model_fields.values())}
+    return [kind() for kind in kinds if kind not in needs]
+
+
 def main(rank: int, size: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
     found = {
@@ -57,6 +78,8 @@ def main(rank: int, size: int, folder: Path) -> None:
         "shards": run(FullyShard()),
         "replicas resumed": interrupted(DataParallel(), folder / "replicas"),
         "shards resumed": interrupted(FullyShard(), folder / "shards"),
+        "families in replicas": families(DataParallel()),
+        "families in shards": families(FullyShard()),
     }
     if rank == 0:
         torch.save(found, folder / "found.pt")

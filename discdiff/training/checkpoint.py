@@ -71,6 +71,8 @@ class Commit(Value, frozen=True):
     step: int
     subject: Subject
     recipe: Recipe
+    parameters: int
+    """How many numbers the network has."""
     files: dict[str, int]
     """Bytes of each file of the state."""
 
@@ -97,8 +99,13 @@ class Checkpoints:
                 no_dist=world.size == 1,
             )
         if world.rank == 0:
-            files = _files(self.folder, name)
-            commit = Commit(step=step, subject=self.subject, recipe=self.recipe, files=files)
+            commit = Commit(
+                step=step,
+                subject=self.subject,
+                recipe=self.recipe,
+                parameters=sum(p.numel() for p in loss.parameters()),
+                files=_files(self.folder, name),
+            )
             self.folder.put(f"{name}/{COMMIT}", commit.model_dump_json(indent=2).encode())
             for old in complete(self.folder)[: -self.keep]:
                 _remove(self.folder, step_name(old))

@@ -77,7 +77,7 @@ class DataParallel(Value, frozen=True):
 
     def wrap(self, loss: Loss, world: World) -> nn.Module:
         _need_group(self.kind)
-        return DistributedDataParallel(loss, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DistributedDataParallel(loss, gradient_as_bucket_view=True)
 
     def accumulate(self, module: nn.Module, last: bool) -> AbstractContextManager[None]:
         """The context of one micro-batch's forward and backward; gradients are shared at the last."""
