@@ -2,7 +2,8 @@
 
 The law of a step is a product over positions. For mask noise it is drawn by two questions, "unmask?" and then
 "to what?": the first needs no network, so the network is asked of the rows alone in which something is
-unmasked, and its head of those positions alone.
+unmasked, and its head of those positions alone. For other noise that mixes, the questions are those of
+`discdiff.samplers.bridge`.
 """
 
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from discdiff.noise import Noise, Stream, categorical
-from discdiff.processes import Mask
+from discdiff.processes import Interpolating, Mask
+from discdiff.samplers.bridge import bridge
 from discdiff.samplers.correctors import FlowCorrector, Psi, Within
+from discdiff.samplers.guidance import ClassifierBased
 from discdiff.samplers.predictor import Predictor, Where, positions
 from discdiff.samplers.reverse import Ancestral, Dynamics, Euler, FlowEuler
 
@@ -38,7 +41,17 @@ class Step:
         where = positions(self.moving(x))
         self.predictor.look(x, everywhere(x, t))
         u = noise.uniform(Stream.STEP, x.shape[1])[where]
-        return x.index_put(where, self._read(where, s, t, u))
+        if not self._bridges_by_parts():
+            return x.index_put(where, self._read(where, s, t, u))
+        value = noise.uniform(Stream.STEP_VALUE, x.shape[1])[where]
+        return x.index_put(where, bridge(self.predictor, where, s, u, value))
+
+    def _bridges_by_parts(self) -> bool:
+        """Whether the step is the bridge of mixing noise and nothing else."""
+        predictor = self.predictor
+        plain = self.within is None and isinstance(self.reverse, Ancestral) and predictor.method.tokens_alike
+        weighed = isinstance(predictor.guidance, ClassifierBased)
+        return plain and not weighed and isinstance(predictor.process, Interpolating)
 
     def log_law(self, where: Where, s: float, t: float) -> Float[Tensor, "N K"]:
         """log p(x_s | x_t) at positions, after `look` at (x_t, t). `-> [N, K]`"""

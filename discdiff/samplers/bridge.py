@@ -1,0 +1,51 @@
+"""Draws from the bridge of noise that mixes a token with uniform tokens and masks, a part at a time.
+
+The step from s to t keeps a state with probability k and else makes x_t of any state with probability f. With
+w the law of the clean token the bridge is a mixture of four:
+
+    p(x_s = y | x_t)  proportional to  (f + k [y = x_t]) q_s(y | w)
+                =  f alpha_s w(y)  +  f u_s  +  f m_s [y = mask]  +  k q_s(x_t | w) [y = x_t].
+
+Which part it is takes w(x_t) alone. Small steps mostly stay, so the large draw, from w, is made where it is
+asked for.
+"""
+
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+from discdiff.noise import categorical
+from discdiff.processes import Interpolating, Levels
+from discdiff.samplers.predictor import Predictor, Where
+from discdiff.samplers.reverse import Dynamics
+
+
+def bridge(
+    predictor: Predictor, where: Where, s: float, u: Float64[Tensor, "N"], value: Float64[Tensor, "N"]
+) -> Int64[Tensor, "N"]:
+    """x_s at positions, after `look` at (x_t, t): `u` asks which part, `value` which token. `-> [N]`"""
+    process, vocab = predictor.process, predictor.vocab
+    assert isinstance(process, Interpolating)
+
+    def read(dynamics: Dynamics, raw: Tensor, x: Tensor, t: Tensor, part: slice) -> Tensor:
+        law = predictor.log_clean(dynamics, raw, x, t)
+        here = law.gather(-1, x.clamp_max(vocab - 1)[..., None])[..., 0].double().exp()
+        before, now = process.levels(torch.full_like(t, s), vocab), process.levels(t, vocab)
+        shares = _parts(before, now, x, here, vocab).cumsum(-1)
+        chosen = (u[part, None] * shares[:, -1:] >= shares[:, :-1]).sum(-1)
+        drawn = torch.where(chosen == 1, (value[part] * vocab).long(), torch.where(chosen == 2, vocab, x))
+        asked = (chosen == 0).nonzero()[:, 0]
+        return drawn.index_copy(0, asked, categorical(law[asked], value[part][asked]))
+
+    return predictor.each(where, read)
+
+
+def _parts(before: Levels, now: Levels, x: Tensor, here: Tensor, vocab: int) -> Float64[Tensor, "N 4"]:
+    """The weights of: a token of w, any token, the mask, staying. `-> [N, 4]`"""
+    keep = now.alpha / before.alpha
+    masked = x == vocab
+    floor = torch.where(masked, now.mask - keep * before.mask, now.uniform - keep * before.uniform)
+    floor = floor.clamp_min(0)
+    same = torch.where(masked, before.mask, before.alpha * here + before.uniform)
+    parts = (floor * before.alpha, floor * before.uniform * vocab, floor * before.mask, keep * same)
+    return torch.stack(parts, dim=-1)
