@@ -1,6 +1,7 @@
 """Memory for batches. Fresh memory costs a page fault for every four kilobytes: more than to fill them."""
 
-import weakref
+import math
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -11,8 +12,8 @@ Shape = tuple[int, ...]
 Provider = Callable[[Shape, torch.dtype], Tensor]
 """Gives a tensor of unspecified content."""
 
-KEPT = 8
-"""Arrays of one size that wait to be used again."""
+UNHELD = 3
+"""References to an array that only `Recycled` holds: from its list, from its loop, and from asking."""
 
 
 def fresh(shape: Shape, dtype: torch.dtype) -> Tensor:
@@ -25,23 +26,19 @@ def pinned(shape: Shape, dtype: torch.dtype) -> Tensor:
 
 
 class Recycled:
-    """Gives memory out again once nobody holds the tensor that had it, nor any view of it."""
+    """Gives memory out again once nobody holds the tensor that had it, nor any view of it.
+
+    A tensor made from an array holds a reference to it for as long as its storage lives.
+    """
 
     def __init__(self) -> None:
-        self._idle: dict[int, list[np.ndarray]] = {}
+        self._arrays: dict[int, list[np.ndarray]] = {}
 
     def __call__(self, shape: Shape, dtype: torch.dtype) -> Tensor:
-        size = int(np.prod(shape)) * dtype.itemsize
-        idle = self._idle.setdefault(size, [])
-        try:
-            owner = idle.pop()
-        except IndexError:
-            owner = np.empty(size, np.uint8)
-        held = owner[:]  # the tensor holds this view, the view's end tells that of the tensor
-        weakref.finalize(held, _put_back, idle, owner).atexit = False
-        return torch.from_numpy(held).view(dtype).view(shape)
-
-
-def _put_back(idle: list[np.ndarray], owner: np.ndarray) -> None:
-    if len(idle) < KEPT:
-        idle.append(owner)
+        size = math.prod(shape) * dtype.itemsize
+        arrays = self._arrays.setdefault(size, [])
+        for array in arrays:
+            if sys.getrefcount(array) == UNHELD:
+                return torch.from_numpy(array).view(dtype).view(shape)
+        arrays.append(np.empty(size, np.uint8))
+        return torch.from_numpy(arrays[-1]).view(dtype).view(shape)
