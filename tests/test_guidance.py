@@ -55,7 +55,7 @@ def guided(method, guidance, steps, label=1, classes=CLASSES, **parts):
     return on_tokens(p, classes.mixture, method.process.states(VOCAB))
 
 
-METHODS = [Mdlm(), Udlm(), Sedd(process=Mask()), Sedd()]
+METHODS = [Mdlm(), Udlm(), Sedd(), Sedd(process=Uniform())]
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: repr(m)[:20])

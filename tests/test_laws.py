@@ -70,7 +70,7 @@ ENTRIES = [
     Entry(Gidd()),
     Entry(Gidd(process=Hybrid(uniform=0.4, sharpness=2.0))),
     Entry(Sedd()),
-    Entry(Sedd(process=Mask())),
+    Entry(Sedd(process=Uniform())),
     Entry(Sedd(process=Hybrid(), parameterization=Score())),
     Entry(D3pm(clock=Steps(count=16))),
     Entry(D3pm(process=Mask(), clock=Steps(count=16))),

@@ -8,6 +8,11 @@ is, with the true ratios r(y) = q_t(y|x_0) / q_t(x_t|x_0) and R the rate into x_
 
 where the term of y = x_t is zero. As r takes three values (at x_0, at other tokens, at the mask), it needs
 the sums of s and of log s over tokens, and s at x_0 and at the mask.
+
+With uniform noise every ratio tends to one as t -> 1 while R grows like 1 / alpha, so that a score which is
+off by e costs e^2 / alpha there: cut the schedule's end off, as the paper does, by
+`Uniform(schedule=Linear(eps=1e-3))` or `Geometric`. With mask noise the scaling of the output takes this
+away.
 """
 
 from typing import Literal
@@ -18,14 +23,14 @@ from torch import Tensor
 from discdiff.methods.diffusion import Diffusion
 from discdiff.objectives import Continuous
 from discdiff.parameterizations import AnyParameterization, ScaledScore
-from discdiff.processes import AnyProcess, Interpolating, Uniform
+from discdiff.processes import AnyProcess, Interpolating, Mask
 
 
 class Sedd(Diffusion, frozen=True):
     """Score entropy, on any process."""
 
     kind: Literal["sedd"] = "sedd"
-    process: AnyProcess = Uniform()
+    process: AnyProcess = Mask()
     parameterization: AnyParameterization = ScaledScore()
     clock: Continuous = Continuous()  # pyright: ignore[reportIncompatibleVariableOverride]
 
