@@ -31,7 +31,7 @@ from discdiff.networks import AnyBackbone
 from discdiff.networks.conditioner import share
 from discdiff.networks.discrete_bases import Factorized, Successive
 from discdiff.networks.discrete_layers import AnyModularLayer, Bipartite, Layer
-from discdiff.networks.given import given, given_to_sample, up_to_last
+from discdiff.networks.given import given, given_to_sample
 from discdiff.noise import Noise
 from discdiff.samplers import Inverse
 from discdiff.types import Canvas, DiscdiffError, Value
@@ -113,14 +113,14 @@ class DiscreteFlow(Value, frozen=True):
             return self.base.relaxed(net.base, u, canvas)
         assert net.beside is not None
         beside = Factorized().relaxed(net.beside, u, canvas)
-        base = self.base.loss(net.base, self._of_base(canvas, u.argmax(-1)), noise)
+        base = self.base.loss(net.base, canvas.with_tokens(u.argmax(-1)), noise)
         return base + (beside - beside.detach())
 
     def bound(self, net: FlowNetwork, canvas: Canvas, noise: Noise) -> Float[Tensor, "B"]:
         """-log p where the base knows its own exactly, else the base's bound on it. `-> [B]` nats"""
         canvas = given(canvas, self.rightward)
         u = self._states(net, canvas)[-1]
-        return self.base.bound(net.base, self._of_base(canvas, u), noise)
+        return self.base.bound(net.base, canvas.with_tokens(u), noise)
 
     @torch.no_grad()
     def sample(
@@ -141,7 +141,3 @@ class DiscreteFlow(Value, frozen=True):
         for layer in net.layers:
             states.append(layer.to_base(states[-1], canvas.condition))
         return states
-
-    def _of_base(self, canvas: Canvas, u: Int64[Tensor, "B L"]) -> Canvas:
-        """The canvas of base tokens; those of padding would tell of the data, so they are 0."""
-        return canvas.with_tokens(torch.where(up_to_last(canvas.free), u, 0))
