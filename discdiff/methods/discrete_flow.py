@@ -111,8 +111,7 @@ class DiscreteFlow(Value, frozen=True):
             u = layer.relax(u, canvas.condition, self.temperature)
         if isinstance(self.base, Relaxed):
             return self.base.relaxed(net.base, u, canvas)
-        assert net.beside is not None
-        beside = Factorized().relaxed(net.beside, u, canvas)
+        beside = Factorized().relaxed(cast(nn.Module, net.beside), u, canvas)
         base = self.base.loss(net.base, canvas.with_tokens(u.argmax(-1)), noise)
         return base + (beside - beside.detach())
 

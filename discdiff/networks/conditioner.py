@@ -33,13 +33,14 @@ Advance = Callable[[Tensor, int], Tensor]
 """(raw [B, W], position) -> the input that stands at that position [B] or [B, E]"""
 
 
-def ask_in_turn(net: nn.Module, begin: Tensor, length: int, condition: Condition, advance: Advance) -> None:
+def ask_in_turn(
+    net: TransformerNetwork, begin: Tensor, length: int, condition: Condition, advance: Advance
+) -> None:
     """Ask a causal conditioner of one position after the other, with cached keys and values.
 
     It reads `begin` `[B, 1]` or `[B, 1, E]` where a document starts, and elsewhere what `advance` made of its
     last answer.
     """
-    assert isinstance(net, TransformerNetwork)
     before, cache = begin, KeyValueCache(capacity=length)
     time = torch.zeros(begin.shape[0], 1, dtype=torch.float64, device=begin.device)
     first = starts(condition, length, begin.device).expand(begin.shape[0], length)
