@@ -1,7 +1,7 @@
 """Write `infra/constraints.txt`: an exact version of every package in the running environment.
 
-Torch loses its local suffix (`+cpu`), which names a build, not a version. Setuptools must stay under 82, which
-torch 2.11 demands.
+Torch loses its local suffix (`+cpu`), which names a build, not a version. Setuptools must stay under 82,
+which torch 2.11 demands.
 """
 
 import re
