@@ -396,7 +396,7 @@ def test_waiting_is_counted() -> None:
 
 
 def test_memory_does_not_grow_with_what_was_read(tmp_path: Path) -> None:
-    """Private memory, in kibibytes: two more passes make 64 MB of batches, and the first two had room for all."""
+    """Private memory, in kibibytes: two more passes make 64 MB of batches, and use what two had."""
     documents = np.random.default_rng(0).integers(0, SEPARATOR, (1000, 4000)).tolist()
     with Store.open(make(tmp_path, per_shard=250, train=documents)) as opened:
         loader = Loader(opened, Wrap(length=512))
