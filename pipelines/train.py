@@ -139,12 +139,13 @@ def trainer(loop: Any, uri: str, name: str, placement: Placement, callbacks: lis
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
 
+    each = resources(placement)
     return TorchTrainer(
         loop,
         scaling_config=ScalingConfig(
             num_workers=placement.workers,
-            use_gpu=placement.gpus > 0,
-            resources_per_worker={"CPU": placement.cpus, "GPU": placement.gpus},
+            use_gpu=each["GPU"] > 0,
+            resources_per_worker=each,
         ),
         run_config=RunConfig(
             name=name,
@@ -156,6 +157,14 @@ def trainer(loop: Any, uri: str, name: str, placement: Placement, callbacks: lis
         ),
         torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT),
     )
+
+
+def resources(placement: Placement) -> dict[str, float]:
+    """CPUs and GPUs of one worker: where none is asked for, a GPU each if the cluster has so many."""
+    import ray
+
+    enough = ray.cluster_resources().get("GPU", 0) >= placement.workers
+    return {"CPU": placement.cpus, "GPU": placement.gpus or float(enough)}
 
 
 def _run(spec: Train, work: Work) -> None:

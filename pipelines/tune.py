@@ -28,7 +28,7 @@ from pipelines.artifacts import Tokens, Trials
 from pipelines.key import canonical, fields, flatten
 from pipelines.place import Place
 from pipelines.stage import stage
-from pipelines.train import RAY, RESTARTS, Train, fit_here, prepare, train
+from pipelines.train import RAY, RESTARTS, Train, fit_here, prepare, resources, train
 from pipelines.work import Work
 
 TRIALS = "trials"
@@ -163,7 +163,7 @@ def _search(spec: Tune, work: Work) -> None:
 
     with Watch(work, trials, recipe.steps) as watch:
         tuner = ray_tune.Tuner(
-            ray_tune.with_resources(trial, {"CPU": place.cpus, "GPU": place.gpus}),
+            ray_tune.with_resources(trial, resources(place)),
             param_space={"trial": ray_tune.grid_search(list(range(len(trials))))},
             tune_config=ray_tune.TuneConfig(
                 scheduler=scheduler, max_concurrent_trials=place.workers, reuse_actors=True

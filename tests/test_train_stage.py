@@ -25,7 +25,7 @@ from pipelines.artifacts import Tokens
 from pipelines.placement import Placement
 from pipelines.runner import Runner
 from pipelines.tokenize import tokenize
-from pipelines.train import Train, train
+from pipelines.train import Train, resources, train
 from pipelines.work import METRICS
 
 # Ray sets deprecated options of its own.
@@ -211,6 +211,14 @@ def test_mistakes_are_found_before_ray_is_asked(tokens, tmp_path, fields, words)
     with Runner(str(tmp_path), placement=nowhere) as run, pytest.raises(DiscdiffError, match=words):
         run(train, specification(tokens, **fields))
     assert not any(path.name.startswith("train-") for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "given"), [(0, 0, 0), (2, 0, 1), (1, 0, 0), (8, 0.5, 0.5), (0, 1, 1)]
+)
+def test_workers_get_the_gpus_that_the_cluster_has(monkeypatch, there, asked, given):
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0, **({"GPU": there} if there else {})})
+    assert resources(Placement(workers=2, gpus=asked)) == {"CPU": 1, "GPU": given}
 
 
 def test_a_specification_round_trips(tokens):

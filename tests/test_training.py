@@ -147,6 +147,18 @@ def test_a_failed_save_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
     assert_same(weights(whole), weights(train(tmp_path / "b")[0]))
 
 
+def test_a_run_in_an_object_store_resumes_bit_for_bit(tmp_path, bucket):
+    whole, _, _ = train(tmp_path)
+    with pytest.raises(Stop):
+        train(f"{bucket}/run", stop=7)
+    assert complete(Folder.at(f"{bucket}/run")) == [4]
+    resumed, logs, _ = train(f"{bucket}/run")
+    assert logs[0][0] == 5
+    assert_same(weights(whole), weights(resumed))
+    assert_same(weights(whole), weights(load(f"{bucket}/run").network))
+    assert complete(Folder.at(f"{bucket}/run")) == [8, 10]
+
+
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
     train(tmp_path, recipe=RECIPE.model_copy(update={"checkpoint_every": 2}))
     assert sorted(path.name for path in tmp_path.iterdir()) == [step_name(8), step_name(10)]
