@@ -9,7 +9,7 @@ from discdiff import oracle
 from discdiff.methods import Gidd, Mdlm, Sedd, Udlm
 from discdiff.noise import Noise
 from discdiff.oracle import Labelled, Law, exact_law, on_tokens, total_variation
-from discdiff.processes import Mask
+from discdiff.processes import Mask, Uniform
 from discdiff.samplers import (
     ClassifierBased,
     ClassifierFree,
