@@ -6,7 +6,7 @@ is made at most once, and a change re-makes only what lies after it.
 """
 
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from pydantic import Field, model_validator
 
@@ -14,7 +14,7 @@ from discdiff.data.packing import AnyPacking, Wrap
 from discdiff.data.specification import Tokenize
 from discdiff.evaluation.estimators import AnyEstimator
 from discdiff.evaluation.likelihood import Likelihood
-from discdiff.methods import AnyMethod
+from discdiff.methods import AnyMethod, Follows
 from discdiff.networks import AnyBackbone, Transformer
 from discdiff.training import Recipe
 from discdiff.types import DiscdiffError, Value
@@ -93,11 +93,16 @@ class Lineage:
 
     @cached_property
     def models(self) -> list[Checkpoint]:
-        shared: dict[str, Any] = {**self._shared, "recipe": self.spec.recipe}
-        specs = [Train(method=method, **shared) for method in self.spec.methods]
+        specs = [self._train(method) for method in self.spec.methods]
         if self.trials is not None:
-            specs.append(Train(trials=self.trials, **shared))
+            specs.append(Train(trials=self.trials, recipe=self.spec.recipe, **self._shared))
         return self.run.all(train, specs)
+
+    def _train(self, method: AnyMethod) -> Train:
+        """How a method is trained: after the one that it starts from, if it follows another."""
+        first = cast(AnyMethod, method.first) if isinstance(method, Follows) else None
+        start = None if first is None else self.run(train, self._train(first))
+        return Train(method=method, start=start, recipe=self.spec.recipe, **self._shared)
 
     @property
     def _shared(self) -> dict[str, Any]:

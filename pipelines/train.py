@@ -27,7 +27,10 @@ from discdiff.training import (
     Recipe,
     Single,
     Subject,
+    check_start,
     fit,
+    load,
+    start_from,
 )
 from discdiff.training.checkpoint import latest_step, open_commit
 from discdiff.training.fit import Log
@@ -57,6 +60,8 @@ class Train(Value, frozen=True):
     method: AnyMethod | None = None
     trials: Trials | None = None
     """A search, of which the best method is trained; instead of `method`."""
+    start: Checkpoint | None = None
+    """A finished run that this one starts from: its weights, or what the method takes from them."""
     backbone: AnyBackbone = Transformer()
     recipe: Recipe = Recipe()
     packing: AnyPacking = Wrap(length=128)
@@ -115,11 +120,14 @@ def train(spec: Train, work: Work) -> Checkpoint:
 def prepare(spec: Train, workers: int, uri: str) -> None:
     """Find mistakes before any worker is started, and put the tokenizer beside the weights.
 
-    Raises DiscdiffError for a batch that can't be shared out, or rows that the store can't give.
+    Raises DiscdiffError for a batch that can't be shared out, rows that the store can't give, or a checkpoint
+    that training can't start from.
     """
     spec.recipe.share(workers)
+    start = None if spec.start is None else open_commit(spec.start.uri)[1].subject
     with Store.open(spec.tokens.uri, "train") as store:
         spec.packing.count(store)
+        check_start(spec.subject(store), start)
         Place(uri).write(TOKENIZER, store.tokenizer.to_json().encode())
     with Store.open(spec.tokens.uri, "validation") as store:
         spec.packing.count(store)
@@ -233,9 +241,12 @@ def fit_here(
     recipe = spec.recipe
     with Store.open(spec.tokens.uri, "train") as store, Store.open(spec.tokens.uri, "validation") as held:
         subject = spec.subject(store)
+        network = subject.build(recipe.seed)
+        if spec.start is not None:
+            start_from(cast(Method, spec.chosen), network, load(spec.start.uri).network)
         fit(
             cast(Method, spec.chosen),
-            subject.build(recipe.seed),
+            network,
             Loader(store, spec.packing, seed=recipe.seed),
             recipe,
             validation=Loader(held, spec.packing, seed=recipe.seed, shuffle=False),

@@ -16,7 +16,7 @@ import torch
 from discdiff.data.files import Files
 from discdiff.data.packing import Wrap
 from discdiff.data.specification import Tokenize
-from discdiff.methods import Mdlm
+from discdiff.methods import Md4, Mdlm
 from discdiff.networks import Transformer
 from discdiff.training import Constant, Diverged, FullyShard, Recipe, load
 from discdiff.training.checkpoint import latest_step
@@ -211,6 +211,27 @@ def test_mistakes_are_found_before_ray_is_asked(tokens, tmp_path, fields, words)
     with Runner(str(tmp_path), placement=nowhere) as run, pytest.raises(DiscdiffError, match=words):
         run(train, specification(tokens, **fields))
     assert not any(path.name.startswith("train-") for path in tmp_path.iterdir())
+
+
+def test_training_starts_from_a_checkpoint(uninterrupted, tokens, tmp_path):
+    """With a vanishing learning rate it ends where it started; another method of the same shape may start."""
+    recipe = RECIPE.model_copy(update={"steps": 2, "learning_rate": 1e-12})
+    spec = specification(tokens, method=Md4(), start=uninterrupted, recipe=recipe)
+    assert train.key(spec) != train.key(specification(tokens, method=Md4(), recipe=recipe))
+    with Runner(str(tmp_path), placement=Placement(workers=1)) as run:
+        found = run(train, spec)
+    one, other = weights(uninterrupted.uri), weights(found.uri)
+    assert all(torch.allclose(one[name], other[name], atol=1e-9) for name in one)
+
+
+def test_a_checkpoint_of_another_backbone_is_no_start(uninterrupted, tokens, tmp_path):
+    spec = specification(tokens, start=uninterrupted, backbone=Transformer(layers=2, width=16, heads=2))
+    nowhere = Placement(workers=2, address="127.0.0.1:1")
+    with (
+        Runner(str(tmp_path), placement=nowhere) as run,
+        pytest.raises(DiscdiffError, match="another backbone"),
+    ):
+        run(train, spec)
 
 
 @pytest.mark.parametrize(

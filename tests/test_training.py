@@ -14,7 +14,7 @@ from training_problem import LENGTH, RECIPE, SUBJECT, VOCAB, Table, network, wei
 from training_world import families
 
 from discdiff.data.folder import Folder
-from discdiff.methods import Autoregressive, Mdlm
+from discdiff.methods import Autoregressive, Mdlm, Udlm
 from discdiff.networks import Transformer
 from discdiff.networks.ema import Ema
 from discdiff.noise import Noise
@@ -30,6 +30,7 @@ from discdiff.training import (
     World,
     fit,
     load,
+    start_from,
 )
 from discdiff.training.checkpoint import COMMIT, STATE, complete, step_name
 from discdiff.training.loss import Loss
@@ -541,6 +542,12 @@ def test_another_runs_folder_is_refused(tmp_path, subject, recipe, words):
     train(tmp_path)
     with pytest.raises(DiscdiffError, match=f"another run, which differs in {words}"):
         train(tmp_path, subject=subject, recipe=recipe, net=subject.build(0))
+
+
+def test_a_network_of_another_shape_is_no_start():
+    other = SUBJECT.model_copy(update={"method": Udlm()}).build(seed=1)
+    with pytest.raises(DiscdiffError, match=r"another shape, in .*give one of mdlm"):
+        start_from(SUBJECT.method, network(), other)
 
 
 def test_a_canvas_without_free_tokens_trains_on():

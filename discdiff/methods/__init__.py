@@ -37,6 +37,7 @@ __all__ = [
     "Diffusion",
     "DiscreteFlow",
     "FlowMatching",
+    "Follows",
     "GenMd4",
     "Gidd",
     "Md4",
@@ -66,6 +67,18 @@ class Scored(Method, Protocol):
     """A family with an upper bound on -log p; `bound` is an unbiased estimate of it, never a surrogate."""
 
     def bound(self, net: Network, canvas: Canvas, noise: Noise) -> Tensor: ...
+
+
+@runtime_checkable
+class Follows(Method, Protocol):
+    """A family whose training starts from what another has learned: distillation, diffusion of latents.
+
+    `begin` puts into a new network what it takes from a trained network of `first`.
+    """
+
+    @property
+    def first(self) -> Method: ...
+    def begin(self, net: Any, trained: Any) -> None: ...
 
 
 AnyMethod = Annotated[

@@ -6,6 +6,7 @@ from discdiff.training.loss import Loss, Rows
 from discdiff.training.meter import Diverged
 from discdiff.training.parallel import AnyParallel, DataParallel, FullyShard, Single, World
 from discdiff.training.recipe import AnyDecay, Constant, Cosine, Recipe
+from discdiff.training.start import check_start, start_from
 from discdiff.training.trained import Trained, load
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "Subject",
     "Trained",
     "World",
+    "check_start",
     "fit",
     "load",
+    "start_from",
 ]
