@@ -10,9 +10,11 @@ from pydantic import Field
 
 from discdiff.data.packing import AnyPacking, Wrap
 from discdiff.data.store import Store
+from discdiff.evaluation.estimate import Estimate
 from discdiff.evaluation.estimators import AnyEstimator
 from discdiff.evaluation.judge import HuggingFace, Judge, Own
-from discdiff.evaluation.likelihood import Likelihood, Score, unigram
+from discdiff.evaluation.laws import perfect
+from discdiff.evaluation.likelihood import Ledger, Likelihood, Score, compare, unigram
 from discdiff.evaluation.mauve import Mauve
 from discdiff.evaluation.page import Fact, Model, Trace, ZeroShot
 from discdiff.evaluation.quality import Quality
@@ -20,9 +22,10 @@ from discdiff.training import Trained, load
 from discdiff.types import DiscdiffError, Value
 from pipelines.artifacts import Checkpoint, Samples, Scores, Tokens
 from pipelines.bound import Precision, Scorer, Scoring, measure, write_ledger
-from pipelines.headline import of_quality, of_score, tags
+from pipelines.headline import of_excess, of_quality, of_score, tags
+from pipelines.known import law_of
 from pipelines.measured import Measured, measure_samples
-from pipelines.provenance import facts, sampler_of, specs, training_curves, versions
+from pipelines.provenance import facts, sampler_of, specs, training_cost, training_curves, versions
 from pipelines.stage import stage
 from pipelines.texts import Drawn, counts, drawn, readable
 from pipelines.trajectory import trajectory
@@ -86,10 +89,10 @@ def evaluate(spec: Evaluate, work: Work) -> Scores:
     with Store.open(spec.tokens.uri, spec.split) as store:
         judge = _judge(spec, store)
         sampled = None if spec.samples is None else drawn(spec.samples)
-        score, baseline, zero_shot = _likelihood(spec, work)
+        score, baseline, zero_shot, known = _likelihood(spec, work)
         rows = None if sampled is None else measure_samples(sampled, store, judge, spec.mauve, work)
         evaluation = Evaluation(
-            model=_model(spec, score, sampled, rows, store),
+            model=_model(spec, score, sampled, rows, store).model_copy(update=known),
             unigram=baseline,
             real=rows.real if rows else None,
             real_samples=rows.real_texts[:SHOWN] if rows else (),
@@ -100,6 +103,7 @@ def evaluate(spec: Evaluate, work: Work) -> Scores:
     (work.directory / SCORES).write_text(evaluation.model_dump_json(indent=1))
     score, row = evaluation.model.score, evaluation.model.quality
     metrics = of_score(score, evaluation.unigram) | of_quality(row, evaluation.real)
+    metrics |= of_excess(evaluation.model)
     work.log(metrics)
     work.tracker.tag(tags(score, row))
     work.tracker.attach(work.directory / SCORES)
@@ -110,11 +114,14 @@ def _model(
     spec: Evaluate, score: Score | None, sampled: Drawn | None, rows: Measured | None, store: Store
 ) -> Model:
     trained = load(spec.checkpoint.uri)
+    cost = training_cost(spec.checkpoint)
     return Model(
         name=spec.label,
         family=trained.method.kind,
         parameters=sum(p.numel() for p in trained.network.parameters()),
         steps=trained.step,
+        seconds_per_step=cost.get("seconds_per_step"),
+        peak_memory=cost.get("peak_memory"),
         score=score,
         unscored="" if score else str(getattr(trained.method, "unscored", "no likelihood")),
         quality=rows.samples if rows else None,
@@ -131,12 +138,16 @@ def _trace(spec: Evaluate, sampled: Drawn, trained: Trained, store: Store) -> Tr
     return trajectory(spec.samples, sampled.ids[0], trained, store.tokenizer) if spec.samples else None
 
 
-def _likelihood(spec: Evaluate, work: Work) -> tuple[Score | None, Score | None, tuple[ZeroShot, ...]]:
-    """The checkpoint's score, the unigram's on the same rows, and scores on other stores."""
+def _likelihood(
+    spec: Evaluate, work: Work
+) -> tuple[Score | None, Score | None, tuple[ZeroShot, ...], dict[str, object]]:
+    """The checkpoint's score, the unigram's on the same rows, scores on other stores, what is known of the
+    law.
+    """
     scorer = _scorer(spec, spec.tokens)
     baseline = _unigram(scorer)
     if getattr(scorer.model.method, "bound", None) is None:
-        return None, baseline, ()
+        return None, baseline, (), {}
     ledger = measure(scorer, work)
     write_ledger(ledger, str(work.directory / LEDGER))
     others: list[ZeroShot] = []
@@ -145,7 +156,18 @@ def _likelihood(spec: Evaluate, work: Work) -> tuple[Score | None, Score | None,
         found = measure(away, work)
         score = found.score(away.text(), away.protocol(found))
         others.append(ZeroShot(model=spec.label, store=other.name, score=score))
-    return ledger.score(scorer.text(), scorer.protocol(ledger)), baseline, tuple(others)
+    score = ledger.score(scorer.text(), scorer.protocol(ledger))
+    return score, baseline, tuple(others), _known(spec, scorer, ledger)
+
+
+def _known(spec: Evaluate, scorer: Scorer, ledger: Ledger) -> dict[str, object]:
+    """The entropy of the data and the model's excess over it, if the data is of a known law."""
+    packing = scorer.scoring.packing
+    law = law_of(spec.tokens, packing)
+    if law is None:
+        return {}
+    excess: Estimate = compare(perfect(law, scorer.canvases(0, scorer.count)), ledger)
+    return {"entropy": law.entropy(packing.length) / packing.length, "excess": excess}
 
 
 def _scorer(spec: Evaluate, tokens: Tokens) -> Scorer:

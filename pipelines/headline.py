@@ -3,6 +3,7 @@
 
 from discdiff.evaluation.estimate import Estimate
 from discdiff.evaluation.likelihood import Score
+from discdiff.evaluation.page import Model
 from discdiff.evaluation.quality import Quality
 
 
@@ -16,6 +17,12 @@ def of_score(score: Score | None, unigram: Score | None) -> dict[str, float]:
     if unigram is not None:
         found["unigram_bits_per_character"] = unigram.bits_per_character.value
     return found
+
+
+def of_excess(model: Model) -> dict[str, float]:
+    """What the model needs above the entropy of its data, where that is known."""
+    found = {} if model.entropy is None else {"entropy_of_data": model.entropy}
+    return found if model.excess is None else found | _named({"excess": model.excess})
 
 
 def of_quality(row: Quality | None, real: Quality | None) -> dict[str, float]:

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator
+from statistics import median
 
 import torch
 
@@ -92,6 +93,15 @@ def training_curves(checkpoint: Checkpoint) -> tuple[Series, ...]:
         Series(name=name, marks=tuple(mark for _, mark in sorted(found.items())))
         for name, found in points.items()
     )
+
+
+def training_cost(checkpoint: Checkpoint) -> dict[str, float]:
+    """The median seconds of a step and the peak of memory in GiB, as training logged them."""
+    logged = [metrics for _, metrics in _logged(checkpoint)]
+    paces = [metrics["seconds_per_step"] for metrics in logged if "seconds_per_step" in metrics]
+    peaks = [metrics["peak_memory"] for metrics in logged if "peak_memory" in metrics]
+    found = {} if not paces else {"seconds_per_step": median(paces)}
+    return found if not peaks else found | {"peak_memory": max(peaks)}
 
 
 def _logged(checkpoint: Checkpoint) -> Iterator[tuple[int, dict[str, float]]]:

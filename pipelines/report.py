@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from discdiff.evaluation.likelihood import Ledger, compare
-from discdiff.evaluation.page import Cell, Comparison, Fact, Page
+from discdiff.evaluation.page import Cell, Comparison, Fact, Model, Page
 from discdiff.evaluation.report import render
 from discdiff.types import DiscdiffError, Value
 from pipelines.artifacts import Report, Scores
 from pipelines.evaluate import LEDGER, SCORES, Evaluation
 from pipelines.frontier import CELL
-from pipelines.headline import of_quality, of_score
+from pipelines.headline import of_excess, of_quality, of_score
 from pipelines.place import Place
 from pipelines.record import now
 from pipelines.stage import stage
@@ -28,6 +28,8 @@ class ReportSpec(Value, frozen=True):
     """The evaluations that a page compares."""
 
     scores: tuple[Scores, ...]
+    controls: tuple[Scores, ...] = ()
+    """Evaluations of the same methods on data of a known law."""
     points: tuple[Scores, ...] = ()
     """Points of the frontier."""
     title: str = "Discrete diffusion, compared"
@@ -40,7 +42,8 @@ def report(spec: ReportSpec, work: Work) -> Report:
     if not spec.scores:
         raise DiscdiffError("there is nothing to report: no evaluation was given; give at least one")
     found = _named([_evaluation(each) for each in spec.scores])
-    page = _page(spec, found)
+    controls = _named([_evaluation(each) for each in spec.controls])
+    page = _page(spec, found, controls)
     (work.directory / "report.json").write_text(page.model_dump_json(indent=1))
     (work.directory / "report.html").write_text(render(page), encoding="utf-8")
     for model in page.models:
@@ -55,10 +58,11 @@ def report(spec: ReportSpec, work: Work) -> Report:
 
 def table(page: Page) -> dict[str, list[Any]]:
     """The models as a table that MLflow shows and loads: columns and rows, the same for every family."""
-    columns = ["name", "family", "parameters", "steps", "sampler", "evaluations"]
+    columns = ["name", "family", "parameters", "steps", "seconds_per_step", "peak_memory"]
+    columns += ["sampler", "evaluations"]
     rows = [{name: getattr(model, name) for name in columns} for model in page.models]
     for row, model in zip(rows, page.models, strict=True):
-        row |= of_score(model.score, None) | of_quality(model.quality, None)
+        row |= of_score(model.score, None) | of_excess(model) | of_quality(model.quality, None)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     return {"columns": columns, "data": [[row.get(name) for name in columns] for row in rows]}
 
@@ -77,13 +81,14 @@ def _cell(scores: Scores) -> Cell:
     return Cell.model_validate_json(raw)
 
 
-def _page(spec: ReportSpec, found: Sequence[Evaluation]) -> Page:
+def _page(spec: ReportSpec, found: Sequence[Evaluation], controls: Sequence[Evaluation]) -> Page:
     first = found[0]
     warnings = (
         []
         if _alike(found)
         else ["These evaluations are not of the same text: compare no numbers across them."]
     )
+    warnings += [text for each in (*found, *controls) for text in _impossible(each.model)]
     return Page(
         title=spec.title,
         created=now()[:16].replace("T", " ") + " UTC",
@@ -92,6 +97,7 @@ def _page(spec: ReportSpec, found: Sequence[Evaluation]) -> Page:
         unigram=first.unigram,
         real=next((each.real for each in found if each.real), None),
         real_samples=next((each.real_samples for each in found if each.real_samples), ()),
+        controls=tuple(each.model for each in controls),
         comparisons=tuple(_comparisons(spec, found)),
         zero_shot=tuple(row for each in found for row in each.zero_shot),
         frontier=tuple(_cell(each) for each in spec.points),
@@ -99,6 +105,13 @@ def _page(spec: ReportSpec, found: Sequence[Evaluation]) -> Page:
         specs={key: text for each in found for key, text in each.specs.items()},
         warnings=tuple(warnings),
     )
+
+
+def _impossible(model: Model) -> list[str]:
+    """A warning where a model scores better than the law of its data lets any."""
+    if model.excess is None or model.excess.value >= -3 * (model.excess.se or 0.0):
+        return []
+    return [f"{model.name} claims {model.excess} nats per token over the entropy: its bound is wrong."]
 
 
 def _summary(found: Sequence[Evaluation]) -> str:

@@ -1,12 +1,32 @@
-"""Distance from a known law: where the data is a distribution that can be enumerated, samples are judged
-exactly.
+"""Data of a known law: what a perfect model would score, and how far samples are from a law that can be
+enumerated.
 """
+
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from discdiff.data.laws import AnyLaw
+from discdiff.evaluation.likelihood import Ledger, ledger, merge
 from discdiff.evaluation.sequences import Sequences
-from discdiff.types import DiscdiffError, Value
+from discdiff.types import Canvas, DiscdiffError, Value
+
+
+def perfect(law: AnyLaw, canvases: Iterable[Canvas]) -> Ledger:
+    """-log p of each sequence under the law that drew it, `[B, L]` whole documents: the score of a perfect
+    model.
+
+    A model's bound minus this, paired by sequence, is an unbiased estimate of its excess over the entropy: it
+    is not negative but by chance, and the luck of the sequences cancels.
+    """
+
+    def measured(canvas: Canvas) -> Ledger:
+        nats = -law.log_prob(canvas.tokens.cpu())
+        exact = ledger(canvas, nats[:, None, None])
+        return Ledger(exact.rows, exact.nats, exact.tokens, exact=True)
+
+    return merge([measured(each) for each in canvases])
 
 
 class Distance(Value, frozen=True):

@@ -31,7 +31,14 @@ class Model(Value, frozen=True):
     family: str
     parameters: int
     steps: int
+    seconds_per_step: float | None = None
+    peak_memory: float | None = None
+    """Of a worker in training, in GiB."""
     score: Score | None = None
+    entropy: float | None = None
+    """Nats per token of the law that the data is drawn from, where it is known."""
+    excess: Estimate | None = None
+    """Nats per token above what a perfect model scores on the same sequences, where the law is known."""
     unscored: str = ""
     """Why there is no likelihood, as a sentence."""
     quality: Quality | None = None
@@ -97,6 +104,8 @@ class Page(Value, frozen=True):
     unigram: Score | None = None
     real: Quality | None = None
     real_samples: tuple[str, ...] = ()
+    controls: tuple[Model, ...] = ()
+    """The same methods trained on data of a known law."""
     comparisons: tuple[Comparison, ...] = ()
     zero_shot: tuple[ZeroShot, ...] = ()
     frontier: tuple[Cell, ...] = ()

@@ -32,6 +32,7 @@ def render(page: Page) -> str:
         best=_best(ranked),
         charts=_charts(page, ranked, colors),
         traces={m.name: m.trace.model_dump(mode="json") for m in ranked if m.trace},
+        known=_known(page),
         protocols=_protocols(ranked),
         notes=_notes(ranked),
     )
@@ -62,6 +63,12 @@ def _best(models: Sequence[Model]) -> set[str]:
         return set()
     first = min((each for _, each in scored), key=lambda each: each.value)
     return {name for name, each in scored if each.value <= first.value + 2 * (first.se or 0.0)}
+
+
+def _known(page: Page) -> list[Model]:
+    """Models on data of a known law, the one with the least excess first."""
+    found = [(model.excess.value, model) for model in (*page.models, *page.controls) if model.excess]
+    return [model for _, model in sorted(found, key=lambda pair: pair[0])]
 
 
 def _notes(models: Sequence[Model]) -> list[tuple[str, str]]:

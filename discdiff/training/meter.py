@@ -1,5 +1,11 @@
-"""What is logged about steps, summed on the device and read from it only when a log is due."""
+"""What is logged about steps, summed on the device and read from it only when a log is due.
 
+Memory is the most that any rank has used so far, in GiB: on a GPU what its tensors took, on a CPU all that
+the process had, the program itself included.
+"""
+
+import resource
+import sys
 import time
 
 import torch
@@ -50,12 +56,11 @@ class Meter:
         """The means since the last time, equal on every rank; all ranks call it. Raises `Diverged`."""
         seconds = time.perf_counter() - self._since
         sums = self.world.sum(self._sums)
-        slowest = torch.tensor(
-            [seconds, self._waited, -self._bad.item()], dtype=torch.float64, device=self.world.device
-        )
-        seconds, waited, bad = self.world.max(slowest).tolist()
+        here = [seconds, self._waited, -self._bad.item(), peak_memory(self.world.device)]
+        most = self.world.max(torch.tensor(here, dtype=torch.float64, device=self.world.device))
+        seconds, waited, bad, memory = most.tolist()
         nats, tokens = sums.tolist()
-        norm = self._norms.item() / self._steps
+        norm, steps = self._norms.item() / self._steps, self._steps
         self._reset()
         if -bad < NEVER:
             raise Diverged(
@@ -65,7 +70,17 @@ class Meter:
         return {
             "loss": nats / max(tokens, 1.0),
             "tokens_per_second": tokens / seconds,
+            "seconds_per_step": seconds / steps,
+            "peak_memory": memory,
             "gradient_norm": norm,
             "learning_rate": learning_rate,
             "data_wait": waited / seconds,
         }
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory that this process has used, in GiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
