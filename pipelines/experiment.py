@@ -5,8 +5,9 @@ samples of each model; scores of each model and its samples; one report. Every l
 is made at most once, and a change re-makes only what lies after it.
 """
 
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import cast
 
 from pydantic import Field, model_validator
 
@@ -45,6 +46,17 @@ class Search(Value, frozen=True):
     timesteps: int = Field(default=64, ge=2)
 
 
+class Control(Value, frozen=True):
+    """Data of a known law, on which each method with a likelihood is trained too: whatever it needs above the
+    entropy there is its own.
+    """
+
+    corpus: Tokenize
+    packing: AnyPacking
+    recipe: Recipe = Recipe()
+    measuring: Measuring = Measuring()
+
+
 class Experiment(Value, frozen=True):
     """Several methods on the same data, network and budget."""
 
@@ -58,6 +70,7 @@ class Experiment(Value, frozen=True):
     packing: AnyPacking = Wrap(length=128)
     drawing: Drawing = Drawing()
     measuring: Measuring = Measuring()
+    control: Control | None = None
     summary: str = ""
 
     @model_validator(mode="after")
@@ -70,6 +83,16 @@ class Experiment(Value, frozen=True):
 def experiment(spec: Experiment, run: Runner) -> Report:
     """Make the report, and before it all that it is made from."""
     return Lineage(spec, run).report
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What is the same for all methods that are compared: data, network and budget."""
+
+    tokens: Tokens
+    packing: AnyPacking
+    backbone: AnyBackbone
+    recipe: Recipe
 
 
 class Lineage:
@@ -85,29 +108,27 @@ class Lineage:
 
     @cached_property
     def trials(self) -> Trials | None:
-        return (
-            None
-            if self.spec.search is None
-            else self.run(tune, Tune(**self._shared, **dict(self.spec.search)))
-        )
+        if self.spec.search is None:
+            return None
+        return self.run(tune, Tune(**(vars(self._ground) | dict(self.spec.search))))
 
     @cached_property
     def models(self) -> list[Checkpoint]:
-        specs = [self._train(method) for method in self.spec.methods]
+        specs = [self._train(method, self._ground) for method in self.spec.methods]
         if self.trials is not None:
-            specs.append(Train(trials=self.trials, recipe=self.spec.recipe, **self._shared))
+            specs.append(Train(trials=self.trials, **vars(self._ground)))
         return self.run.all(train, specs)
 
-    def _train(self, method: AnyMethod) -> Train:
+    def _train(self, method: AnyMethod, ground: Ground) -> Train:
         """How a method is trained: after the one that it starts from, if it follows another."""
         first = cast(AnyMethod, method.first) if isinstance(method, Follows) else None
-        start = None if first is None else self.run(train, self._train(first))
-        return Train(method=method, start=start, recipe=self.spec.recipe, **self._shared)
+        start = None if first is None else self.run(train, self._train(first, ground))
+        return Train(method=method, start=start, **vars(ground))
 
     @property
-    def _shared(self) -> dict[str, Any]:
-        """What is the same for all methods."""
-        return {"tokens": self.tokens, "backbone": self.spec.backbone, "packing": self.spec.packing}
+    def _ground(self) -> Ground:
+        spec = self.spec
+        return Ground(self.tokens, spec.packing, spec.backbone, spec.recipe)
 
     @cached_property
     def samples(self) -> list[Samples]:
@@ -125,6 +146,19 @@ class Lineage:
         )
 
     @cached_property
+    def controls(self) -> list[Scores]:
+        """Scores on data of a known law."""
+        control = self.spec.control
+        if control is None:
+            return []
+        tokens = self.run(tokenize, control.corpus)
+        ground = Ground(tokens, control.packing, self.spec.backbone, control.recipe)
+        scored = [method for method in self.spec.methods if hasattr(method, "bound")]
+        models = self.run.all(train, [self._train(method, ground) for method in scored])
+        how = dict(control.measuring)
+        return self.run.all(evaluate, [Evaluate(checkpoint=model, tokens=tokens, **how) for model in models])
+
+    @cached_property
     def report(self) -> Report:
-        spec = self.spec
-        return self.run(report, ReportSpec(scores=tuple(self.scores), summary=spec.summary))
+        scores, controls = tuple(self.scores), tuple(self.controls)
+        return self.run(report, ReportSpec(scores=scores, controls=controls, summary=self.spec.summary))

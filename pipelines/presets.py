@@ -5,19 +5,35 @@
 
 from collections.abc import Callable
 
-from discdiff.data.characters import Characters
+from discdiff.data.characters import Characters, Symbols
+from discdiff.data.laws import Law, MarkovChain
 from discdiff.data.packing import Wrap
 from discdiff.data.pythondocs import PythonDocs
 from discdiff.data.specification import Tokenize
 from discdiff.evaluation.likelihood import Likelihood
-from discdiff.methods import Autoregressive, D3pm, Gidd, Mdlm, Sedd, Udlm
+from discdiff.methods import (
+    AnyMethod,
+    ArgmaxFlow,
+    Autoregressive,
+    Block,
+    D3pm,
+    DiscreteFlow,
+    FlowMatching,
+    GenMd4,
+    Gidd,
+    Md4,
+    Mdlm,
+    Multinomial,
+    Sedd,
+    Udlm,
+)
 from discdiff.networks import Transformer
 from discdiff.processes import Hybrid, Uniform
 from discdiff.schedules import Cosine, Linear
 from discdiff.training import Cosine as CosineDecay
 from discdiff.training import Recipe
 from discdiff.types import DiscdiffError
-from pipelines.experiment import Experiment, Measuring, Search
+from pipelines.experiment import Control, Experiment, Measuring, Search
 from pipelines.generate import Default, Drawing
 
 
@@ -46,6 +62,59 @@ def smoke() -> Experiment:
     )
 
 
+def compare() -> Experiment:
+    """Every family, with the same network, tokens and steps, on Python's documentation and on a known law."""
+    recipe = Recipe(
+        steps=600,
+        batch=32,
+        learning_rate=2e-3,
+        warmup=60,
+        decay=CosineDecay(),
+        ema=0.98,
+        validate_every=200,
+        validate_rows=64,
+        checkpoint_every=600,
+    )
+    chain = MarkovChain.random(vocab=16, seed=1, contrast=2.0)
+    law = Law(law=chain, length=32, train=20_000, validation=256, test=1024)
+    return Experiment(
+        name="compare",
+        corpus=Tokenize(corpus=PythonDocs(), tokenizer=Characters()),
+        methods=FAMILIES,
+        backbone=Transformer(layers=3, width=96, heads=4),
+        recipe=recipe,
+        packing=Wrap(length=64),
+        drawing=Drawing(sampler=Default(steps=64), count=64),
+        measuring=Measuring(rows=256, estimator=Likelihood(strata=8, draws=2)),
+        control=Control(
+            corpus=Tokenize(corpus=law, tokenizer=Symbols(size=chain.vocab)),
+            packing=Wrap(length=law.length),
+            recipe=recipe.model_copy(update={"steps": 300, "warmup": 30, "checkpoint_every": 300}),
+            measuring=Measuring(rows=512, estimator=Likelihood(strata=8, draws=2)),
+        ),
+        summary="Every family with one network size and one small budget: how they are compared, and no "
+        "verdict on what any of them reaches at scale.",
+    )
+
+
+FAMILIES: tuple[AnyMethod, ...] = (
+    Autoregressive(),
+    Mdlm(),
+    Md4(),
+    GenMd4(),
+    Udlm(),
+    Gidd(),
+    Sedd(),
+    D3pm(),
+    Multinomial(),
+    FlowMatching(),
+    Block(inner=Mdlm(), size=16),
+    DiscreteFlow(),
+    ArgmaxFlow(),
+)
+"""One of each family, as its paper has it."""
+
+
 def with_search(experiment: Experiment) -> Experiment:
     """The experiment, and a short search over schedules and processes for one more model."""
     schedules = (Linear(), Cosine())
@@ -62,7 +131,7 @@ def with_search(experiment: Experiment) -> Experiment:
     return experiment.model_copy(update={"search": search})
 
 
-PRESETS: dict[str, Callable[[], Experiment]] = {each.__name__: each for each in (smoke,)}
+PRESETS: dict[str, Callable[[], Experiment]] = {each.__name__: each for each in (smoke, compare)}
 
 
 def names() -> list[str]:
