@@ -15,6 +15,7 @@ from discdiff.methods.block import Block
 from discdiff.methods.d3pm import D3pm
 from discdiff.methods.diffusion import Diffusion
 from discdiff.methods.discrete_flow import DiscreteFlow
+from discdiff.methods.embedding import Embedding
 from discdiff.methods.flow_matching import FlowMatching
 from discdiff.methods.genmd4 import GenMd4
 from discdiff.methods.gidd import Gidd
@@ -36,6 +37,7 @@ __all__ = [
     "D3pm",
     "Diffusion",
     "DiscreteFlow",
+    "Embedding",
     "FlowMatching",
     "Follows",
     "GenMd4",
@@ -94,7 +96,8 @@ AnyMethod = Annotated[
     | FlowMatching
     | Block
     | DiscreteFlow
-    | ArgmaxFlow,
+    | ArgmaxFlow
+    | Embedding,
     Field(discriminator="kind"),
 ]
 Block.model_rebuild(_types_namespace={"AnyMethod": AnyMethod})
