@@ -18,6 +18,7 @@ from discdiff.methods import (
     Block,
     D3pm,
     DiscreteFlow,
+    Embedding,
     FlowMatching,
     GenMd4,
     Gidd,
@@ -111,6 +112,7 @@ FAMILIES: tuple[AnyMethod, ...] = (
     Block(inner=Mdlm(), size=16),
     DiscreteFlow(),
     ArgmaxFlow(),
+    Embedding(),
 )
 """One of each family, as its paper has it."""
 
