@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn
 
 import typer
+from rich.console import Console
 
 from discdiff.types import DiscdiffError
-from pipelines import presets
+from pipelines import compatibility, presets
 from pipelines.experiment import Experiment, Lineage
 from pipelines.failure import StageError, sentence
 from pipelines.inspection import describe
@@ -38,6 +39,9 @@ Root = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run, and which field made it new.")]
 Inspect = Annotated[str | None, typer.Option(help="Print what the artifact at a URI holds, and stop.")]
+Matrix = Annotated[
+    bool, typer.Option("--matrix", help="Print which method takes which part of a sampler, and stop.")
+]
 Tune = Annotated[
     bool, typer.Option("--tune", help="With a preset: search noise schedules for one more model.")
 ]
@@ -98,6 +102,7 @@ def command(work: Work, text: str) -> Callable[[], None]:
         root: Root = None,
         dry_run: DryRun = False,
         inspect: Inspect = None,
+        matrix: Matrix = False,
         tune: Tune = False,
         workers: Workers = 2,
         cpus: Cpus = 1,
@@ -109,6 +114,9 @@ def command(work: Work, text: str) -> Callable[[], None]:
         with one_line_for_failures():
             if inspect is not None:
                 print("\n".join(describe(inspect)))
+                return
+            if matrix:
+                compatibility.show(Console())
                 return
             width = {"workers": workers, "cpus": cpus, "gpus": gpus, "concurrent": concurrent}
             placement = validated(Placement, {**width, "address": address, "dashboard": dashboard})

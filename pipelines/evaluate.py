@@ -16,9 +16,9 @@ from discdiff.evaluation.judge import HuggingFace, Judge, Own
 from discdiff.evaluation.laws import perfect
 from discdiff.evaluation.likelihood import Ledger, Likelihood, Score, compare, unigram
 from discdiff.evaluation.mauve import Mauve
-from discdiff.evaluation.page import Fact, Model, Trace, ZeroShot
+from discdiff.evaluation.page import Fact, Model, ZeroShot
 from discdiff.evaluation.quality import Quality
-from discdiff.training import Trained, load
+from discdiff.training import load
 from discdiff.types import DiscdiffError, Value
 from pipelines.artifacts import Checkpoint, Samples, Scores, Tokens
 from pipelines.bound import Precision, Scorer, Scoring, measure, write_ledger
@@ -129,13 +129,9 @@ def _model(
         sampler=sampler_of(spec.samples) if spec.samples else "",
         training=training_curves(spec.checkpoint),
         samples=tuple(readable(text) for text in sampled.texts[:SHOWN]) if sampled else (),
-        trace=_trace(spec, sampled, trained, store) if sampled else None,
+        trace=trajectory(spec.samples, store.tokenizer) if spec.samples else None,
         settings=trained.method.model_dump(mode="json"),
     )
-
-
-def _trace(spec: Evaluate, sampled: Drawn, trained: Trained, store: Store) -> Trace | None:
-    return trajectory(spec.samples, sampled.ids[0], trained, store.tokenizer) if spec.samples else None
 
 
 def _likelihood(

@@ -21,11 +21,11 @@ from discdiff.evaluation.page import Cell
 from discdiff.evaluation.sequences import sequences
 from discdiff.noise import Noise
 from discdiff.samplers import AnySampler
+from discdiff.samplers.counting import draw
 from discdiff.samplers.filters import Temperature, TopP
 from discdiff.training import Trained, load
 from discdiff.types import Canvas, DiscdiffError, Value, canvas
 from pipelines.artifacts import Checkpoint, Scores
-from pipelines.generate import evaluations
 from pipelines.stage import stage
 from pipelines.work import Work
 
@@ -128,20 +128,19 @@ def measure(spec: Point) -> Cell:
 def _draw(
     spec: Point, trained: Trained, sampler: AnySampler, device: torch.device
 ) -> tuple[torch.Tensor, float, float]:
-    """The samples, network calls per batch, and seconds a sample without the first use of the device."""
+    """The samples, evaluations per sample, and seconds per sample without the first use of the device."""
     network: Any = trained.network
-    method: Any = trained.method
     parts: list[torch.Tensor] = []
-    counted, passed = 0, 0.0
+    evaluations, passed = 0, 0.0
     _warm(network, _blank(spec, trained, 0, device))
     for start in range(0, spec.count, spec.batch):
         blank = _blank(spec, trained, start, device)
         begun = time.perf_counter()
-        with evaluations(network.trunk) as calls:
-            parts.append(method.sample(network, blank, sampler, Noise(spec.seed)).cpu())
+        tokens, calls = draw(trained.method, network, blank, sampler, Noise(spec.seed))
+        parts.append(tokens.cpu())
         passed += time.perf_counter() - begun
-        counted += calls()
-    return torch.cat(parts), counted / len(parts), passed / spec.count
+        evaluations += int(calls.sum())
+    return torch.cat(parts), evaluations / spec.count, passed / spec.count
 
 
 def _blank(spec: Point, trained: Trained, start: int, device: torch.device) -> Canvas:

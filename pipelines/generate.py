@@ -1,15 +1,12 @@
 """Generate: samples of a checkpoint, drawn by Ray actors, as Parquet shards.
 
-The rows of a shard and of a batch follow from the specification alone, and a row's randomness from the seed
-and its number. So the samples do not depend on the number of workers, and a shard that is there need not be
-drawn again.
+The rows of a shard and of a batch follow from the specification alone, and a row's prompt, label and
+randomness from the seed and its number. So the samples do not depend on the number of workers, and a shard
+that is there need not be drawn again.
 """
 
 import io
-from collections.abc import Callable
-from collections.abc import Generator as Yields
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -17,14 +14,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor
 
+from discdiff.data.prompts import AnyPrompt, Blank, Prompts
 from discdiff.data.tokenizers import Tokenizer, from_json
 from discdiff.methods import AnyMethod
 from discdiff.noise import Noise
 from discdiff.samplers import AnySampler
-from discdiff.training import load
-from discdiff.types import DiscdiffError, Network, Value, canvas
+from discdiff.samplers.compatible import check, check_canvas, check_labels
+from discdiff.samplers.counting import draw
+from discdiff.samplers.trace import Recorder, nobody
+from discdiff.training import Subject, load
+from discdiff.training.checkpoint import open_commit
+from discdiff.types import Canvas, DiscdiffError, Value
+from pipelines import traces
 from pipelines.artifacts import Checkpoint, Samples
 from pipelines.place import Place
 from pipelines.stage import stage
@@ -49,15 +52,20 @@ class Default(Value, frozen=True):
 class Drawing(Value, frozen=True):
     """How to draw: `count` samples, numbered from 0.
 
-    `length` is the checkpoint's own by default. `batch` rows share a network call; it counts in the key
-    because it may change the network's rounding.
+    `length` is the checkpoint's own by default. Of n prompts or labels, sample r has those of number r mod n.
+    Of the first `traces` samples the way from noise to data is kept. `batch` rows share a network call; it
+    counts in the key because it may change the network's rounding, which `sampler.microbatch`, or a batch of
+    one, keeps from depending on what a row is drawn with.
     """
 
     sampler: Annotated[AnySampler | Default, Field(discriminator="kind")] = Default()
+    prompt: AnyPrompt = Blank()
+    labels: tuple[Annotated[int, Field(ge=0)], ...] = ()
     count: int = Field(default=64, ge=1)
     length: int | None = Field(default=None, ge=1)
     batch: int = Field(default=32, ge=1)
     seed: int = Field(default=0, ge=0)
+    traces: int = Field(default=1, ge=0)
 
 
 class Generate(Drawing, frozen=True):
@@ -97,10 +105,16 @@ class Shard:
     def name(self) -> str:
         return f"samples-{self.index:05d}.parquet"
 
+    @property
+    def traces(self) -> str:
+        return f"traces-{self.index:05d}.parquet"
 
-@stage(version=1, resumable=True)
+
+@stage(version=2, resumable=True)
 def generate(spec: Generate, work: Work) -> Samples:
     """Draw the shards that are not there yet."""
+    subject = open_commit(spec.checkpoint.uri)[1].subject
+    Drawn.of(spec, subject, kept_tokenizer(spec.checkpoint, subject.tokenizer))
     there = set(Place(work.uri).names())
     missing = [shard for shard in spec.shards() if shard.name not in there]
     if missing:
@@ -131,6 +145,40 @@ def _draw(spec: Generate, work: Work, missing: list[Shard]) -> None:
             ray.kill(actor)
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What a specification means for a checkpoint: the sampler, and the canvas of any rows."""
+
+    method: AnyMethod
+    sampler: AnySampler
+    prompts: Prompts
+    labels: Tensor | None
+
+    @classmethod
+    def of(cls, spec: Generate, subject: Subject, tokenizer: Tokenizer) -> "Drawn":
+        """Finds mistakes before any worker is started.
+
+        Raises DiscdiffError for a sampler, a prompt or labels that the checkpoint can't follow.
+        """
+        method, chosen = subject.method, spec.sampler
+        sampler = chosen.of(method) if isinstance(chosen, Default) else chosen
+        check(method, sampler)
+        check_labels(sampler, spec.labels, getattr(subject.backbone, "labels", 0))
+        prompts = Prompts(spec.prompt, tokenizer, spec.length or subject.length)
+        drawn = cls(method, sampler, prompts, torch.tensor(spec.labels) if spec.labels else None)
+        for row in range(min(len(prompts), spec.count)):
+            check_canvas(method, sampler, drawn.canvas(row, row + 1))
+        return drawn
+
+    def canvas(self, start: int, stop: int) -> Canvas:
+        """Samples `start` to `stop`, on the CPU."""
+        blank = self.prompts.canvas(start, stop)
+        if self.labels is None:
+            return blank
+        labels = self.labels[blank.rows % len(self.labels)]
+        return replace(blank, condition=replace(blank.condition, labels=labels))
+
+
 class Generator:
     """One actor: the checkpoint in memory, shards drawn on request."""
 
@@ -139,71 +187,50 @@ class Generator:
         self.place = Place(uri)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.trained = load(spec.checkpoint.uri, device=self.device)
-        self.tokenizer = _tokenizer(spec.checkpoint, self.trained.tokenizer)
-        self.length = spec.length or self.trained.length
-        self.sampler = _sampler(spec.sampler, self.trained.method)
+        self.tokenizer = kept_tokenizer(spec.checkpoint, self.trained.tokenizer)
+        self.drawn = Drawn.of(spec, open_commit(spec.checkpoint.uri)[1].subject, self.tokenizer)
 
     def draw(self, shard: Shard) -> int:
         """Draw a shard, put it in place whole, and say how many rows it has."""
-        tables = [
-            self._batch(start, min(start + self.spec.batch, shard.stop))
-            for start in range(shard.start, shard.stop, self.spec.batch)
-        ]
-        sink = io.BytesIO()
-        pq.write_table(pa.concat_tables(tables), sink)
-        self.place.write(shard.name, sink.getvalue())
+        starts = range(shard.start, shard.stop, self.spec.batch)
+        batches = [self._batch(start, min(start + self.spec.batch, shard.stop)) for start in starts]
+        seen = [trace for _, some in batches for trace in some]
+        if seen:
+            self.place.write(shard.traces, _parquet(traces.table(seen, shard.start)))
+        self.place.write(shard.name, _parquet(pa.concat_tables([table for table, _ in batches])))
         return shard.rows
 
-    def _batch(self, start: int, stop: int) -> pa.Table:
-        blank = torch.zeros(stop - start, self.length, dtype=torch.int64, device=self.device)
-        method: Any = self.trained.method
-        network: Any = self.trained.network
-        with evaluations(network) as count:
-            ids = method.sample(network, canvas(blank, first_row=start), self.sampler, Noise(self.spec.seed))
-        calls = count() if isinstance(network, Network) else self.sampler.evaluations(self.length)
-        rows = ids.cpu().numpy()
+    def _batch(self, start: int, stop: int) -> tuple[pa.Table, list[traces.Trace]]:
+        """The samples `start` to `stop`, and the traces of those that are to have one."""
+        recorder = Recorder(rows=min(max(self.spec.traces - start, 0), stop - start))
+        ids, calls = draw(
+            self.drawn.method,
+            self.trained.network,
+            self.drawn.canvas(start, stop).to(self.device),
+            self.drawn.sampler,
+            Noise(self.spec.seed),
+            recorder if recorder.rows else nobody,
+        )
+        return self._table(start, ids.cpu().numpy(), calls.numpy()), recorder.traces
+
+    def _table(self, start: int, ids: np.ndarray, calls: np.ndarray) -> pa.Table:
         columns = {
-            "row": pa.array(np.arange(start, stop)),
-            "seed": pa.repeat(pa.scalar(self.spec.seed, pa.int64()), len(rows)),
-            "nfe": pa.repeat(pa.scalar(calls, pa.int32()), len(rows)),
-            "ids": pa.array(list(rows), pa.list_(pa.int32())),
-            "text": pa.array([self.tokenizer.decode(row) for row in rows], pa.string()),
+            "row": pa.array(np.arange(start, start + len(ids))),
+            "seed": pa.repeat(pa.scalar(self.spec.seed, pa.int64()), len(ids)),
+            "nfe": pa.array(calls, pa.int32()),
+            "ids": pa.array(list(ids), pa.list_(pa.int32())),
+            "text": pa.array([self.tokenizer.decode(row) for row in ids], pa.string()),
         }
         return pa.table(columns)
 
 
-@contextmanager
-def evaluations(network: nn.Module) -> Yields[Callable[[], int]]:
-    """Count the calls of a network's trunk, which are its evaluations."""
-    calls = 0
-
-    def called(*_: object) -> None:
-        nonlocal calls
-        calls += 1
-
-    trunks = [part for name, part in network.named_children() if name == "trunk"]
-    handles = [trunk.register_forward_hook(called) for trunk in trunks]
-    try:
-        yield lambda: calls
-    finally:
-        for handle in handles:
-            handle.remove()
+def _parquet(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    return sink.getvalue()
 
 
-def _sampler(chosen: AnySampler | Default, method: AnyMethod) -> AnySampler:
-    """The sampler to draw with. Raises DiscdiffError for one that the method can't follow."""
-    default = method.default_sampler(1)
-    if isinstance(chosen, Default):
-        return chosen.of(method)
-    if not isinstance(chosen, type(default)):
-        raise DiscdiffError(
-            f"{method.kind} can't be drawn with the sampler {chosen.kind!r}; "
-            f"give {default.kind!r}, or 'default' for the method's own."
-        )
-    return chosen
-
-
-def _tokenizer(checkpoint: Checkpoint, fingerprint: str) -> Tokenizer:
+def kept_tokenizer(checkpoint: Checkpoint, fingerprint: str) -> Tokenizer:
     """The tokenizer that training kept beside the weights. Raises DiscdiffError if it is not theirs."""
     kept = Place(checkpoint.uri).read(TOKENIZER)
     if kept is None:

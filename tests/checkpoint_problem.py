@@ -18,12 +18,14 @@ LENGTH = 8
 ALPHABET = "abcdefg"
 
 
-def untrained(folder: Path, method: AnyMethod) -> Checkpoint:
+def untrained(folder: Path, method: AnyMethod, labels: int = 0) -> Checkpoint:
     """The checkpoint of a network as training starts with it, as the training stage leaves it."""
     tokenizer = Characters(alphabet=ALPHABET).open()
     subject = Subject(
         method=method,
-        backbone=Transformer(layers=1, width=16, heads=2),
+        backbone=Transformer(
+            layers=max(1, 4 * (method.kind == "discrete_flow")), width=16, heads=2, labels=labels
+        ),
         vocab=tokenizer.size,
         tokenizer=tokenizer.fingerprint,
         length=LENGTH,

@@ -33,7 +33,9 @@ from discdiff.samplers import (
     Windows,
 )
 from discdiff.samplers.compatible import check
-from discdiff.samplers.matrix import matrix, render
+from discdiff.samplers.counting import counted
+from discdiff.samplers.counting import draw as draw_counted
+from discdiff.samplers.matrix import matrix
 from discdiff.training.labels import drop_labels
 from discdiff.types import Canvas, Condition, DiscdiffError, canvas
 
@@ -266,6 +268,48 @@ def test_evaluations_are_counted_as_they_are_made():
         assert draw.calls == len(calls)
 
 
+@pytest.mark.parametrize(
+    ("method", "sampler"),
+    [
+        (Mdlm(), Sampler(steps=20)),
+        (Mdlm(), Sampler(steps=20, microbatch=2)),
+        (Mdlm(), Sampler(order=EntropyBudget(nats=4.0))),
+        (Mdlm(), Sampler(steps=6, windows=Windows(size=4, stride=2))),
+        (Mdlm(), Sampler(steps=6, corrector=Gibbs())),
+        (Udlm(), Sampler(steps=20, cache=Unchanged())),
+        (Udlm(), Sampler(steps=5)),
+    ],
+    ids=lambda v: repr(v)[:100],
+)
+def test_the_trunk_sees_the_evaluations_that_the_sampler_counts(method, sampler):
+    """Row by row, also where rows differ: what `counted` hears is what `Draw.evaluations` says."""
+    net, given = network(method, time=False), blank(5, 7)
+    tokens, heard = draw_counted(method, net, given, sampler, Noise(3))
+    said = sampler.draw(method, net, given, Noise(3).on(given.rows))
+    assert torch.equal(tokens, said.tokens)
+    assert torch.equal(heard, said.evaluations)
+
+
+def test_rows_that_differ_are_counted_apart():
+    free = torch.ones(4, 8, dtype=torch.bool)
+    free[1, 2:], free[2] = False, False
+    given = Canvas(torch.zeros(4, 8).long(), free, torch.arange(4))
+    net = network(Mdlm())
+    assert draw_counted(Mdlm(), net, given, Sampler(reverse=FirstHitting()), Noise(0))[1].tolist() == [
+        8,
+        2,
+        0,
+        8,
+    ]
+    block = Block(inner=Mdlm(), size=4)
+    inside = Blocks(size=4, inside=Sampler(reverse=FirstHitting()))
+    calls = draw_counted(block, network(block), blank(4, 8), inside, Noise(0))[1]
+    assert calls.tolist() == [9] * 4  # 4 a block, and one to keep the first
+    with counted(net, 3) as count:
+        net(torch.zeros(3, 8).long(), torch.full((3, 1), 0.5).double(), Condition())
+    assert count().tolist() == [1, 1, 1]
+
+
 # Long sequences --------------------------------------------------------------------------------------
 
 
@@ -379,12 +423,14 @@ def test_the_matrix_says_what_sampling_does():
         return {cell.part for cell in cells if cell.method == method and not cell.refusal}
 
     orders = {"random", "confidence", "margin", "entropy", "entropy_budget"}
+    filters = {cell.part for cell in cells if cell.field == "filters"}
+    anywhere = {"prefix", "suffix", "infill"}
     assert refused("mdlm (mask)") == {"unchanged"}
     assert refused("udlm (uniform)") == {"first_hitting", "remask", *orders}
-    assert taken("autoregressive") == {cell.part for cell in cells if cell.field == "filters"}
-    assert taken("genmd4 (mask)") == {"even", "cosine", "through", "listed", "ancestral", "euler", "windows"}
+    assert taken("autoregressive") == {*filters, "prefix", "allowed tokens"}
+    steps = {"even", "cosine", "through", "listed", "ancestral", "euler", "windows"}
+    assert taken("genmd4 (mask)") == steps | anywhere
     assert all(cell.refusal is None or len(cell.refusal.split()) > 4 for cell in cells)
-    assert render(cells).count("\n") == len({(cell.field, cell.part) for cell in cells})
 
 
 # Labels ----------------------------------------------------------------------------------------------

@@ -428,7 +428,7 @@ def test_parts_that_contradict_each_other_are_refused_when_composed(parts, sente
     [
         (Udlm(), Sampler(reverse=FirstHitting()), "mask noise; udlm has uniform noise"),
         (Gidd(), Sampler(reverse=FlowEuler()), "needs mask or uniform noise"),
-        (Udlm(), Sampler(order=Margin()), "margin needs mask noise"),
+        (Udlm(), Sampler(order=Margin()), "an order needs mask noise"),
         (Udlm(), Sampler(corrector=Remask()), "use psi"),
         (Mdlm(), Sampler(cache=Unchanged()), "leave the cache out"),
         (GenMd4(), Sampler(filters=(Greedy(),)), "treats tokens differently"),

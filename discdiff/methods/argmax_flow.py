@@ -41,7 +41,9 @@ from discdiff.networks.conditioner import ask, share
 from discdiff.networks.densities import AnyDensity, StandardNormal
 from discdiff.networks.given import given, given_to_sample
 from discdiff.noise import Noise, Stream
-from discdiff.samplers import Inverse
+from discdiff.samplers import AnySampler, Inverse
+from discdiff.samplers.compatible import check
+from discdiff.samplers.trace import Observer, nobody
 from discdiff.types import Canvas, Value
 
 
@@ -112,9 +114,17 @@ class ArgmaxFlow(Value, frozen=True):
 
     @torch.no_grad()
     def sample(
-        self, net: ArgmaxNetwork, canvas: Canvas, sampler: Inverse, noise: Noise
+        self,
+        net: ArgmaxNetwork,
+        canvas: Canvas,
+        sampler: AnySampler,
+        noise: Noise,
+        observe: Observer = nobody,
     ) -> Int64[Tensor, "B L"]:
-        """Draw from the base, run the layers back and decode; a prefix is kept. `-> [B, L]`"""
+        """Draw from the base, run the layers back and decode; a prefix is kept. `observe` is told what each
+        layer's output would decode to. `-> [B, L]`
+        """
+        check(self, sampler)
         canvas = given_to_sample(canvas, self.rightward)
         raw = ask(net.encoder, canvas.tokens, canvas.condition)
         states = [self.lift.lift(raw, canvas.tokens, self._uniform(canvas, net.vocab, noise, 1)[:, 0])[0]]
@@ -122,9 +132,16 @@ class ArgmaxFlow(Value, frozen=True):
             states.append(layer.to_base(states[-1], canvas.condition)[0])
         uniform = noise.on(canvas.rows).uniform(Stream.PRIOR, canvas.shape[1], self.lift.size(net.vocab))
         v = self.base.quantile(uniform).to(states[0])
-        for layer, known in zip(reversed(net.layers), reversed(states), strict=True):
-            v = layer.from_base(v, canvas.condition, canvas.free, known)
-        return torch.where(canvas.free, self.lift.tokens(v, net.vocab), canvas.tokens)
+        x = self._decoded(v, canvas, net.vocab)
+        observe(1.0, x)
+        for left in reversed(range(len(net.layers))):
+            v = net.layers[left].from_base(v, canvas.condition, canvas.free, states[left])
+            x = self._decoded(v, canvas, net.vocab)
+            observe(left / len(net.layers), x)
+        return x
+
+    def _decoded(self, v: Float[Tensor, "B L E"], canvas: Canvas, vocab: int) -> Int64[Tensor, "B L"]:
+        return torch.where(canvas.free, self.lift.tokens(v, vocab), canvas.tokens)
 
     def log_density(
         self, net: ArgmaxNetwork, v: Float[Tensor, "B L E"], canvas: Canvas

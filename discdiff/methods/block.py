@@ -13,7 +13,7 @@ Training may clip the times to an interval, which lowers the variance of the los
 block size: `loss_variance` is what to minimize); the bound never does.
 """
 
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from discdiff.methods.diffusion import Diffusion, Term
 from discdiff.networks import AnyBackbone, BlockCausal
 from discdiff.noise import Noise
-from discdiff.samplers import Blocks, Sampler
+from discdiff.samplers import AnySampler, Blocks, Sampler
+from discdiff.samplers.compatible import check
+from discdiff.samplers.trace import Observer, nobody
 from discdiff.types import Canvas, Condition, DiscdiffError, Network, Value
 
 _GOLDEN = 0.6180339887498949
@@ -91,13 +93,12 @@ class Block(Value, frozen=True):
         times = t.expand(canvas.shape)
         return self._noised(net, canvas, times, noise.on(canvas.rows), self.diffusion.density)
 
-    def sample(self, net: Network, canvas: Canvas, sampler: Any, noise: Noise) -> Int64[Tensor, "B L"]:
-        """Fill the free positions block by block. `-> [B, L]`"""
-        if not isinstance(sampler, Blocks) or sampler.size != self.size:
-            raise DiscdiffError(
-                f"block diffusion samples by Blocks(size={self.size}): put other samplers inside it"
-            )
-        return sampler.run(self.diffusion, net, canvas, noise.on(canvas.rows))
+    def sample(
+        self, net: Network, canvas: Canvas, sampler: AnySampler, noise: Noise, observe: Observer = nobody
+    ) -> Int64[Tensor, "B L"]:
+        """Fill the free positions block by block; `observe` is told each state. `-> [B, L]`"""
+        check(self, sampler)
+        return cast(Blocks, sampler).run(self.diffusion, net, canvas, noise.on(canvas.rows), observe)
 
     def times(self, canvas: Canvas, noise: Noise) -> Float64[Tensor, "B L"]:
         """A time per block, evenly spread over the blocks of a row. `-> [B, L]`"""

@@ -33,7 +33,9 @@ from discdiff.networks.discrete_bases import Factorized, Successive
 from discdiff.networks.discrete_layers import AnyModularLayer, Bipartite, Layer
 from discdiff.networks.given import given, given_to_sample
 from discdiff.noise import Noise
-from discdiff.samplers import Inverse
+from discdiff.samplers import AnySampler, Inverse
+from discdiff.samplers.compatible import check
+from discdiff.samplers.trace import Observer, nobody
 from discdiff.types import Canvas, DiscdiffError, Value
 
 
@@ -123,15 +125,20 @@ class DiscreteFlow(Value, frozen=True):
 
     @torch.no_grad()
     def sample(
-        self, net: FlowNetwork, canvas: Canvas, sampler: Inverse, noise: Noise
+        self, net: FlowNetwork, canvas: Canvas, sampler: AnySampler, noise: Noise, observe: Observer = nobody
     ) -> Int64[Tensor, "B L"]:
-        """Draw from the base and run the layers; a prefix is kept. `-> [B, L]`"""
+        """Draw from the base and run the layers; a prefix is kept. `observe` is told the tokens after each.
+        `-> [B, L]`
+        """
+        check(self, sampler)
         canvas = given_to_sample(canvas, self.rightward)
         states = self._states(net, canvas)
         base = canvas.with_tokens(states[-1])
-        x = self.base.sample(cast(Any, net.base), base, cast(Any, sampler.base), noise)
-        for layer, known in zip(reversed(net.layers), reversed(states[:-1]), strict=True):
-            x = layer.from_base(x, canvas.condition, canvas.free, known)
+        x = self.base.sample(cast(Any, net.base), base, cast(Any, cast(Inverse, sampler).base), noise)
+        observe(1.0, x)
+        for left in reversed(range(len(net.layers))):
+            x = net.layers[left].from_base(x, canvas.condition, canvas.free, states[left])
+            observe(left / len(net.layers), x)
         return x
 
     def _states(self, net: FlowNetwork, canvas: Canvas) -> list[Int64[Tensor, "B L"]]:

@@ -1,12 +1,18 @@
-"""Whether a sampler can draw from a method, asked before any work."""
+"""Whether a sampler can draw from a method, and fill a canvas, asked before any work."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from discdiff.samplers.blocks import Blocks
+from discdiff.networks.given import given_to_sample
+from discdiff.samplers import left_to_right
+from discdiff.samplers.allowed import check_allowed
+from discdiff.samplers.blocks import Blocks, check_order
 from discdiff.samplers.gaussian import GaussianSampler
+from discdiff.samplers.guidance import labels_of
 from discdiff.samplers.inverse import Inverse
+from discdiff.samplers.left_to_right import LeftToRight
 from discdiff.samplers.sampler import Sampler
-from discdiff.types import DiscdiffError
+from discdiff.types import Canvas, DiscdiffError
 
 
 def check(method: Any, sampler: Any) -> None:
@@ -23,6 +29,32 @@ def check(method: Any, sampler: Any) -> None:
         _check_blocks(method, own, sampler)
     elif isinstance(sampler, Inverse):
         _check_inverse(method, own, sampler)
+
+
+def check_canvas(method: Any, sampler: Any, canvas: Canvas) -> None:
+    """Raises DiscdiffError, with the reason, where `sampler` can't fill `canvas` from `method`."""
+    if isinstance(sampler, LeftToRight):
+        left_to_right.check_canvas(canvas)
+    elif isinstance(sampler, Blocks):
+        check_order(canvas, sampler.size)
+        check_canvas(method.inner, sampler.inside, canvas)
+    elif isinstance(sampler, Inverse):
+        given_to_sample(canvas, method.rightward)
+    elif isinstance(sampler, Sampler):
+        check_allowed(canvas, method.tokens_alike)
+        if sampler.guidance is not None:
+            labels_of(canvas)
+
+
+def check_labels(sampler: Any, labels: Sequence[int], classes: int) -> None:
+    """Raises DiscdiffError for labels that a network of so many classes doesn't know, or guidance without."""
+    guidance = getattr(getattr(sampler, "inside", sampler), "guidance", None)
+    if labels and not classes:
+        raise DiscdiffError("labels were given and the network was trained without: leave them out")
+    if labels and not 0 <= min(labels) <= max(labels) < classes:
+        raise DiscdiffError(f"labels are 0 to {classes - 1} for this network, not {list(labels)}")
+    if guidance is not None and not labels:
+        raise DiscdiffError("guidance needs a class for each row: give labels, one or more")
 
 
 def _check_blocks(method: Any, own: Blocks, sampler: Blocks) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from discdiff.networks import KeyValueCache
 from discdiff.noise import Noise, Stream, categorical
+from discdiff.samplers.allowed import check_allowed
 from discdiff.samplers.filters import AnyFilter, apply
 from discdiff.samplers.trace import Observer, nobody, within
 from discdiff.types import Canvas, Condition, DiscdiffError, Network, Value
@@ -30,11 +31,12 @@ class LeftToRight(Value, frozen=True):
         self, net: Network, canvas: Canvas, noise: Noise, observe: Observer = nobody
     ) -> Int64[Tensor, "B L"]:
         """Fill the free positions; what stands before them is context. `-> [B, L]`"""
-        _check(canvas)
+        check_canvas(canvas)
         batch, length = canvas.shape
         u = noise.uniform(Stream.STEP, length)
         time = torch.zeros(batch, 1, dtype=torch.float64, device=canvas.tokens.device)
         shifted = torch.cat([torch.full_like(canvas.tokens[:, :1], net.vocab), canvas.tokens], dim=1)
+        observe(1.0, torch.where(canvas.free, net.vocab, canvas.tokens))
         cache, known = KeyValueCache(capacity=length), _prefix(canvas)
         for position in range(known, length):
             read = shifted[:, cache.length : position + 1]
@@ -60,12 +62,12 @@ def _columns(condition: Condition, start: int, stop: int) -> Condition:
     return Condition(condition.labels, None if documents is None else documents[:, start:stop])
 
 
-def _check(canvas: Canvas) -> None:
+def check_canvas(canvas: Canvas) -> None:
+    """Raises DiscdiffError for context that stands where it can't be seen in time."""
     late = (canvas.free.long().cumsum(-1) > 0) & ~canvas.free
     if bool(late.any()):
         raise DiscdiffError(
             "context stands after free positions, which decoding from left to right can't see: "
             "give a prefix only, or use a diffusion method to infill"
         )
-    if canvas.allowed is not None and not bool((canvas.allowed.any(-1) | ~canvas.free).all()):
-        raise DiscdiffError("a free position is allowed no token at all: allow it one at least")
+    check_allowed(canvas)

@@ -1,13 +1,16 @@
-"""Which method takes which part of a sampler, found by trying: construction and `check` decide each cell."""
+"""Which method takes which part of a sampler and which prompt, found by trying: construction, `check` and
+`check_canvas` decide each cell.
+"""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 
 from discdiff.samplers.cache import Unchanged
-from discdiff.samplers.compatible import check
+from discdiff.samplers.compatible import check, check_canvas
 from discdiff.samplers.correctors import FlowCorrector, ForwardBackward, Gibbs, Psi, Remask
 from discdiff.samplers.filters import Greedy, MinP, Temperature, TopK, TopP
 from discdiff.samplers.grid import Even, Held, Listed, Quarter, Through
@@ -15,7 +18,7 @@ from discdiff.samplers.guidance import ClassifierBased, ClassifierFree
 from discdiff.samplers.orders import Confidence, Entropy, EntropyBudget, Margin, Random
 from discdiff.samplers.reverse import Ancestral, Euler, FirstHitting, FlowEuler
 from discdiff.samplers.windows import Windows
-from discdiff.types import DiscdiffError, Value
+from discdiff.types import Canvas, DiscdiffError, Value, canvas
 
 PARTS: dict[str, tuple[Value, ...]] = {
     "grid": (Even(), Quarter(), Through(), Listed(listed=(1.0, 0.0)), Held()),
@@ -28,11 +31,13 @@ PARTS: dict[str, tuple[Value, ...]] = {
     "windows": (Windows(size=1, stride=1),),
 }
 """A value of each kind of each part."""
+_STEPS = 10
+"""As few as the grid that stands still can share out."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Whether a method takes a part of a sampler; if not, `refusal` is the sentence that says so."""
+    """Whether a method takes a part of a sampler or a prompt; `refusal` is the sentence that says why not."""
 
     method: str
     field: str
@@ -41,28 +46,38 @@ class Cell:
 
 
 def matrix(methods: Iterable[Any]) -> list[Cell]:
-    """A cell for each method and each kind of each part, together with whatever other parts it asks for."""
-    return [
-        Cell(_name(method), field, getattr(part, "kind", field), _refusal(method, field, part))
-        for method in methods
-        for field, values in PARTS.items()
-        for part in values
-    ]
+    """A cell for each method and each kind of each part, together with whatever other parts it asks for, and
+    for each kind of prompt.
+    """
+    return [cell for method in methods for cell in (*_of_parts(method), *_of_prompts(method))]
 
 
-def render(cells: list[Cell]) -> str:
-    """A line for each part and a column for each method, as text."""
-    methods = list(dict.fromkeys(cell.method for cell in cells))
-    parts = list(dict.fromkeys((cell.field, cell.part) for cell in cells))
-    takes = {(cell.method, cell.field, cell.part): cell.refusal is None for cell in cells}
-    names = [f"{field}: {part}" for field, part in parts]
-    width = max(map(len, names))
-    lines = [" " * width + "  " + "  ".join(methods)]
-    for name, part in zip(names, parts, strict=True):
-        marks = ["yes" if takes[method, *part] else "-" for method in methods]
-        cells_of = [mark.ljust(len(method)) for mark, method in zip(marks, methods, strict=True)]
-        lines.append(f"{name.ljust(width)}  {'  '.join(cells_of)}".rstrip())
-    return "\n".join(lines)
+def _of_parts(method: Any) -> Iterator[Cell]:
+    for field, values in PARTS.items():
+        for part in values:
+            yield Cell(_name(method), field, getattr(part, "kind", field), _refusal(method, field, part))
+
+
+def _of_prompts(method: Any) -> Iterator[Cell]:
+    for kind, given in prompts().items():
+        try:
+            check_canvas(method, method.default_sampler(_STEPS), given)
+            refusal = None
+        except DiscdiffError as refused:
+            refusal = str(refused)
+        yield Cell(_name(method), "prompt", kind, refusal)
+
+
+def prompts() -> dict[str, Canvas]:
+    """Canvases of 64 positions: text in front, behind, between holes, and tokens that a position may be."""
+    place = torch.arange(64)[None]
+    blank = canvas(torch.zeros(1, 64, dtype=torch.int64))
+    return {
+        "prefix": replace(blank, free=place >= 8),
+        "suffix": replace(blank, free=place < 56),
+        "infill": replace(blank, free=(place < 8) | (place >= 56)),
+        "allowed tokens": replace(blank, allowed=torch.tensor([True, False]).expand(1, 64, 2)),
+    }
 
 
 def _name(method: Any) -> str:
@@ -72,17 +87,28 @@ def _name(method: Any) -> str:
 
 
 def _refusal(method: Any, field: str, part: Value) -> str | None:
-    """The sentence of the sampler that comes closest to drawing with this part, None if one draws."""
+    try:
+        sampler_with(method, field, part)
+        return None
+    except DiscdiffError as refused:
+        return str(refused)
+
+
+def sampler_with(method: Any, field: str, part: Value) -> Any:
+    """A sampler that draws from a method with this part, few steps, and no more beside it than needed.
+
+    Raises DiscdiffError with the sentence of the one that comes closest.
+    """
     last = ""
-    for sampler in _samplers(method.default_sampler(20), field, part):
+    for make in _samplers(method.default_sampler(_STEPS), field, part):
         try:
-            check(method, sampler())
-            return None
+            check(method, sampler := make())
+            return sampler
         except ValidationError as refused:
             last = last or refused.errors()[0]["msg"].removeprefix("Value error, ")
         except DiscdiffError as refused:
             last = str(refused)
-    return last or f"{method.default_sampler(1).kind} has no part named {field}"
+    raise DiscdiffError(last or f"the sampler {method.default_sampler(1).kind} has no such part")
 
 
 def _samplers(own: Any, field: str, part: Value) -> Iterator[Any]:

@@ -18,6 +18,7 @@ from discdiff import algebra
 from discdiff.parameterizations import Parameterization
 from discdiff.processes import Mask, Process
 from discdiff.samplers import filters
+from discdiff.samplers.allowed import check_allowed
 from discdiff.samplers.cache import Unchanged, changed
 from discdiff.samplers.guidance import (
     AnyGuidance,
@@ -102,12 +103,7 @@ class Predictor:
         self._cache = cache
         if cache is not None:
             cache.check(net)
-        if canvas.allowed is not None and not method.tokens_alike:
-            raise DiscdiffError(
-                "noise that treats tokens differently can't be held to allowed tokens: leave them out"
-            )
-        if canvas.allowed is not None and not bool((canvas.allowed.any(-1) | ~canvas.free).all()):
-            raise DiscdiffError("a free position is allowed no token at all: allow it one at least")
+        check_allowed(canvas, method.tokens_alike)
 
     @torch.no_grad()
     def look(
@@ -206,13 +202,17 @@ def scheduled_mask(method: Reversible) -> Mask | None:
 
 
 def _conditions(canvas: Canvas, guidance: AnyGuidance | None) -> list[Condition]:
+    """What the network is shown, once for each evaluation; it always says which rows it is of."""
     if guidance is not None:
         labels_of(canvas)
+    condition = canvas.condition
+    if condition.rows is None:
+        condition = replace(condition, rows=torch.arange(canvas.shape[0], device=canvas.tokens.device))
     if isinstance(guidance, ClassifierFree):
-        return guidance.conditions(canvas.condition)
+        return guidance.conditions(condition)
     if isinstance(guidance, ClassifierBased):
-        return [replace(canvas.condition, labels=None)]
-    return [canvas.condition]
+        return [replace(condition, labels=None)]
+    return [condition]
 
 
 def check_network(net: Network, guidance: AnyGuidance | None) -> None:

@@ -261,7 +261,7 @@ def _mismatches(sampler: Sampler, method: Reversible) -> list[tuple[bool, str]]:
         ),
         (isinstance(sampler.reverse, FirstHitting) and not mask, "first_hitting undoes mask noise"),
         (isinstance(sampler.reverse, FlowEuler) and not fixed, "the flow step needs mask or uniform noise"),
-        (sampler.order is not None and not mask, f"the order {_kind(sampler.order)} needs mask noise"),
+        (sampler.order is not None and not mask, "an order needs mask noise"),
         (isinstance(sampler.corrector, Remask) and not mask, "remask needs mask noise: use psi"),
         (
             isinstance(sampler.corrector, ForwardBackward) and not isinstance(process, Interpolating),

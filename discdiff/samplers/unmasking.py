@@ -49,7 +49,7 @@ def in_order(
     for index, left in enumerate(plan(process, order, masked(predictor, x).sum(-1), times)):
         still = masked(predictor, x)
         here = noise.at(noise.step + index)
-        t = expected(process, still.sum(-1, keepdim=True) / many)
+        t = expected(process, still.sum(-1, keepdim=True).double() / many)
         count = still.sum(-1) - left
         rows = (count > 0).nonzero()[:, 0]
         if not len(rows):

@@ -1,0 +1,95 @@
+"""What `--matrix` prints: which method takes which part of a sampler, and which kind of prompt."""
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+from pydantic import ValidationError
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from discdiff.methods import AnyMethod, D3pm, FlowMatching, Mdlm, Sedd
+from discdiff.processes import Hybrid, Mask, Matrix, Uniform
+from discdiff.processes.kernels import Gaussian
+from discdiff.samplers.matrix import Cell, matrix
+
+ON_OTHER_NOISE = (
+    Sedd(process=Uniform()),
+    Sedd(process=Matrix(kernel=Gaussian(width=0.5))),
+    D3pm(process=Mask()),
+    D3pm(process=Hybrid()),
+    FlowMatching(process=Mask()),
+)
+"""Methods that take more than one kind of noise, beside the one that they have by default."""
+TAKES = "●"
+
+
+def methods() -> Iterator[Any]:
+    """Every family as it is by default, around MDLM where it needs another, and on other noise."""
+    for family in get_args(get_args(AnyMethod)[0]):
+        try:
+            yield family()
+        except ValidationError:
+            yield family(inner=Mdlm())
+    yield from ON_OTHER_NOISE
+
+
+def show(console: Console) -> None:
+    """Print a column for each group of methods that take the same, and why they don't take the rest."""
+    groups = grouped(matrix(methods()))
+    names = {group: chr(ord("A") + index) for index, group in enumerate(groups)}
+    console.print(_legend(names))
+    console.print(_parts(groups, names))
+    console.print(_refusals(groups, names))
+
+
+def grouped(cells: list[Cell]) -> dict[tuple[str, ...], list[Cell]]:
+    """The methods that take the same parts and refuse the others for the same reasons, with these cells."""
+    columns: dict[str, list[Cell]] = {}
+    for cell in cells:
+        columns.setdefault(cell.method, []).append(cell)
+    same: dict[tuple[tuple[str, str, bool], ...], list[str]] = {}
+    for method, column in columns.items():
+        same.setdefault(tuple((c.field, c.part, c.refusal is None) for c in column), []).append(method)
+    return {tuple(group): columns[group[0]] for group in same.values()}
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+def _legend(names: dict[tuple[str, ...], str]) -> Table:
+    table = _table("Methods that take the same parts", "", "methods")
+    for group, name in names.items():
+        table.add_row(name, escape(", ".join(group)))
+    return table
+
+
+def _parts(groups: dict[tuple[str, ...], list[Cell]], names: dict[tuple[str, ...], str]) -> Table:
+    table = _table("Parts of a sampler, and prompts", "", "", *names.values())
+    before = ""
+    for row in zip(*groups.values(), strict=True):
+        field, part = row[0].field, row[0].part
+        if field != before:
+            table.add_section()
+        marks = [TAKES if cell.refusal is None else "·" for cell in row]
+        table.add_row("" if field == before else field, "" if part == field else part, *marks)
+        before = field
+    return table
+
+
+def _refusals(groups: dict[tuple[str, ...], list[Cell]], names: dict[tuple[str, ...], str]) -> Table:
+    table = _table("Why not", "", "parts", "reason")
+    for group, column in groups.items():
+        reasons: dict[str, list[str]] = {}
+        for cell in column:
+            if cell.refusal is not None:
+                reasons.setdefault(cell.refusal, []).append(cell.part)
+        table.add_section()
+        for number, (reason, parts) in enumerate(reasons.items()):
+            table.add_row(names[group] if number == 0 else "", escape(", ".join(parts)), escape(reason))
+    return table
