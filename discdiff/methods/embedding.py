@@ -34,6 +34,7 @@ from discdiff.networks.encoders import AnyEncoder, AnyRounding, EmbeddingNetwork
 from discdiff.noise import Noise, Stream, categorical
 from discdiff.processes.gaussian import standard
 from discdiff.samplers import AnySampler, GaussianSampler, Greedy
+from discdiff.samplers.allowed import check_allowed
 from discdiff.samplers.compatible import check
 from discdiff.samplers.filters import apply
 from discdiff.samplers.gaussian import Denoiser, unwatched
@@ -115,7 +116,7 @@ class Embedding(GaussianDiffusion, frozen=True):
         [B, L]`
         """
         check(self, sampler)
-        _check_allowed(canvas)
+        check_allowed(canvas)
         chosen, noise = cast(GaussianSampler, sampler), noise.on(canvas.rows)
         free, clean = canvas.free, net.encoder(canvas.tokens)
 
@@ -180,8 +181,3 @@ def _round(
     size = max(1, _CHUNK // net.vocab) if sampler.microbatch is None else _ALIKE
     drawn = fixed(draw, min(size, max(_ALIKE, len(u))), z[where], u, *allowed)
     return canvas.tokens.index_put(where, drawn)
-
-
-def _check_allowed(canvas: Canvas) -> None:
-    if canvas.allowed is not None and not bool((canvas.allowed.any(-1) | ~canvas.free).all()):
-        raise DiscdiffError("a free position is allowed no token at all: allow it one at least")

@@ -40,6 +40,8 @@ def check_canvas(method: Any, sampler: Any, canvas: Canvas) -> None:
         check_canvas(method.inner, sampler.inside, canvas)
     elif isinstance(sampler, Inverse):
         given_to_sample(canvas, method.rightward)
+    elif isinstance(sampler, GaussianSampler):
+        check_allowed(canvas)
     elif isinstance(sampler, Sampler):
         check_allowed(canvas, method.tokens_alike)
         if sampler.guidance is not None:

@@ -13,6 +13,7 @@ from discdiff.samplers.cache import Unchanged
 from discdiff.samplers.compatible import check, check_canvas
 from discdiff.samplers.correctors import FlowCorrector, ForwardBackward, Gibbs, Psi, Remask
 from discdiff.samplers.filters import Greedy, MinP, Temperature, TopK, TopP
+from discdiff.samplers.gaussian import Clamping, Ddim, Ddpm, ProbabilityFlow
 from discdiff.samplers.grid import Even, Held, Listed, Quarter, Through
 from discdiff.samplers.guidance import ClassifierBased, ClassifierFree
 from discdiff.samplers.orders import Confidence, Entropy, EntropyBudget, Margin, Random
@@ -22,7 +23,8 @@ from discdiff.types import Canvas, DiscdiffError, Value, canvas
 
 PARTS: dict[str, tuple[Value, ...]] = {
     "grid": (Even(), Quarter(), Through(), Listed(listed=(1.0, 0.0)), Held()),
-    "reverse": (Ancestral(), Euler(), FlowEuler(), FirstHitting()),
+    "reverse": (Ancestral(), Euler(), FlowEuler(), FirstHitting(), Ddpm(), Ddim(), ProbabilityFlow()),
+    "clamping": (Clamping(),),
     "order": (Random(), Confidence(), Margin(), Entropy(), EntropyBudget()),
     "filters": (Temperature(), TopK(k=1), TopP(p=0.9), MinP(share=0.1), Greedy()),
     "corrector": (Remask(), Psi(), FlowCorrector(), ForwardBackward(), Gibbs()),
@@ -105,10 +107,19 @@ def sampler_with(method: Any, field: str, part: Value) -> Any:
             check(method, sampler := make())
             return sampler
         except ValidationError as refused:
-            last = last or refused.errors()[0]["msg"].removeprefix("Value error, ")
+            last = last or _sentence(refused)
         except DiscdiffError as refused:
             last = str(refused)
     raise DiscdiffError(last or f"the sampler {method.default_sampler(1).kind} has no such part")
+
+
+def _sentence(refused: ValidationError) -> str:
+    """What a value says of itself, or which values there are where this is none of them."""
+    first = refused.errors()[0]
+    if first["type"] == "union_tag_invalid":
+        given = first.get("ctx", {})
+        return f"this sampler's {first['loc'][0]} is one of {given['expected_tags']}, not {given['tag']!r}"
+    return first["msg"].removeprefix("Value error, ")
 
 
 def _samplers(own: Any, field: str, part: Value) -> Iterator[Any]:
