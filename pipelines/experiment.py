@@ -226,6 +226,10 @@ class Lineage:
 
     @cached_property
     def report(self) -> Report:
-        made = {"scores": self.scores, "controls": self.controls, "points": self.points}
-        found = {name: tuple(each) for name, each in made.items()}
-        return self.run(report, ReportSpec(**found, summary=self.spec.summary))
+        spec = ReportSpec(
+            scores=tuple(self.scores),
+            controls=tuple(self.controls),
+            points=tuple(self.points),
+            summary=self.spec.summary,
+        )
+        return self.run(report, spec)
