@@ -5,24 +5,23 @@
 sequences.
 """
 
-import torch
 from pydantic import Field
 
 from discdiff.data.packing import AnyPacking, Wrap
 from discdiff.data.store import Store
 from discdiff.evaluation.estimate import Estimate
 from discdiff.evaluation.estimators import AnyEstimator
-from discdiff.evaluation.judge import HuggingFace, Judge, Own
 from discdiff.evaluation.laws import perfect
 from discdiff.evaluation.likelihood import Ledger, Likelihood, Score, compare, unigram
 from discdiff.evaluation.mauve import Mauve
 from discdiff.evaluation.page import Fact, Model, ZeroShot
 from discdiff.evaluation.quality import Quality
 from discdiff.training import load
-from discdiff.types import DiscdiffError, Value
+from discdiff.types import Value
 from pipelines.artifacts import Checkpoint, Samples, Scores, Tokens
 from pipelines.bound import Precision, Scorer, Scoring, measure, write_ledger
 from pipelines.headline import of_excess, of_quality, of_score, tags
+from pipelines.judging import opened
 from pipelines.known import law_of
 from pipelines.measured import Measured, measure_samples
 from pipelines.provenance import facts, sampler_of, specs, training_cost, training_curves, versions
@@ -38,10 +37,13 @@ SHOWN = 3
 
 
 class Named(Value, frozen=True):
-    """Another store that a model is tried on."""
+    """Another store that a model is tried on, by a protocol of its own where one is given."""
 
     name: str
     tokens: Tokens
+    split: str = "test"
+    packing: AnyPacking | None = None
+    """Rows as of the model's own text by default."""
 
 
 class Evaluate(Value, frozen=True):
@@ -87,7 +89,7 @@ def evaluate(spec: Evaluate, work: Work) -> Scores:
     """Score the checkpoint, measure its samples, keep both with their protocols."""
     made = (spec.tokens, spec.checkpoint, *([spec.samples] if spec.samples else []))
     with Store.open(spec.tokens.uri, spec.split) as store:
-        judge = _judge(spec, store)
+        judge = opened(spec.judge, spec.hugging_face, store.manifest.tokenizer)
         sampled = None if spec.samples is None else drawn(spec.samples)
         score, baseline, zero_shot, known = _likelihood(spec, work)
         rows = None if sampled is None else measure_samples(sampled, store, judge, spec.mauve, work)
@@ -124,7 +126,7 @@ def _model(
         peak_memory=cost.get("peak_memory"),
         score=score,
         unscored="" if score else str(getattr(trained.method, "unscored", "no likelihood")),
-        quality=rows.samples if rows else None,
+        quality=_row(spec, rows) if rows else None,
         evaluations=sampled.evaluations if sampled else None,
         sampler=sampler_of(spec.samples) if spec.samples else "",
         training=training_curves(spec.checkpoint),
@@ -134,13 +136,17 @@ def _model(
     )
 
 
+def _row(spec: Evaluate, rows: Measured) -> Quality:
+    return rows.samples.read_by_itself() if spec.judge == spec.checkpoint else rows.samples
+
+
 def _likelihood(
     spec: Evaluate, work: Work
 ) -> tuple[Score | None, Score | None, tuple[ZeroShot, ...], dict[str, object]]:
     """The checkpoint's score, the unigram's on the same rows, scores on other stores, what is known of the
     law.
     """
-    scorer = _scorer(spec, spec.tokens)
+    scorer = _scorer(spec, spec.tokens, spec.split, spec.packing)
     baseline = _unigram(scorer)
     if getattr(scorer.model.method, "bound", None) is None:
         return None, baseline, (), {}
@@ -148,7 +154,7 @@ def _likelihood(
     write_ledger(ledger, str(work.directory / LEDGER))
     others: list[ZeroShot] = []
     for other in spec.zero_shot:
-        away = _scorer(spec, other.tokens)
+        away = _scorer(spec, other.tokens, other.split, other.packing or spec.packing)
         found = measure(away, work)
         score = found.score(away.text(), away.protocol(found))
         others.append(ZeroShot(model=spec.label, store=other.name, score=score))
@@ -166,10 +172,10 @@ def _known(spec: Evaluate, scorer: Scorer, ledger: Ledger) -> dict[str, object]:
     return {"entropy": law.entropy(packing.length) / packing.length, "excess": excess}
 
 
-def _scorer(spec: Evaluate, tokens: Tokens) -> Scorer:
-    packing = spec.packing or Wrap(length=load(spec.checkpoint.uri).length)
+def _scorer(spec: Evaluate, tokens: Tokens, split: str, packing: AnyPacking | None) -> Scorer:
+    packing = packing or Wrap(length=load(spec.checkpoint.uri).length)
     limits = (spec.precision, spec.rows)
-    return Scorer(Scoring(spec.checkpoint.uri, tokens.uri, spec.split, packing, spec.estimator, *limits))
+    return Scorer(Scoring(spec.checkpoint.uri, tokens.uri, split, packing, spec.estimator, *limits))
 
 
 def _unigram(scorer: Scorer) -> Score | None:
@@ -181,18 +187,3 @@ def _unigram(scorer: Scorer) -> Score | None:
     ledger = unigram(frequencies, scorer.canvases(0, scorer.count))
     named = {"estimator": "unigram of the training split, add one", "times": "none"}
     return ledger.score(scorer.text(), scorer.protocol(ledger).model_copy(update=named))
-
-
-def _judge(spec: Evaluate, store: Store) -> Judge | None:
-    """The judge, refused before anything is measured if it cannot read these samples."""
-    if spec.judge is not None and spec.hugging_face is not None:
-        raise DiscdiffError("two judges were given, judge and hugging_face; give one")
-    if spec.hugging_face is not None:
-        return HuggingFace(spec.hugging_face)
-    if spec.judge is None:
-        return None
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trained = load(spec.judge.uri, device=device)
-    judge = Own(spec.judge.method, trained.method, trained.network, trained.tokenizer)
-    judge.check(store.manifest.tokenizer)
-    return judge

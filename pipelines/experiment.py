@@ -1,13 +1,14 @@
 """An experiment, from corpus to report, on one page.
 
 What is made from what: tokens of a corpus; a model of each method, on the same tokens, network and budget;
-samples of each model; scores of each model and its samples; one report. Every line is a stage, so each thing
-is made at most once, and a change re-makes only what lies after it.
+samples of each model; scores of each model and its samples, which an autoregressive model reads if there is
+one; the frontier of each model, if it is asked for; one report. Every line is a stage, so each thing is made
+at most once, and a change re-makes only what lies after it.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
 from pydantic import Field, model_validator
 
@@ -15,12 +16,15 @@ from discdiff.data.packing import AnyPacking, Wrap
 from discdiff.data.specification import Tokenize
 from discdiff.evaluation.estimators import AnyEstimator
 from discdiff.evaluation.likelihood import Likelihood
-from discdiff.methods import AnyMethod, Follows
+from discdiff.evaluation.mauve import Mauve
+from discdiff.methods import AnyMethod, Autoregressive, Follows
 from discdiff.networks import AnyBackbone, Transformer
 from discdiff.training import Recipe
 from discdiff.types import DiscdiffError, Value
 from pipelines.artifacts import Checkpoint, Report, Samples, Scores, Tokens, Trials
-from pipelines.evaluate import Evaluate, evaluate
+from pipelines.bound import Precision
+from pipelines.evaluate import Evaluate, Named, evaluate
+from pipelines.frontier import Frontier, point
 from pipelines.generate import Drawing, Generate, generate
 from pipelines.report import ReportSpec, report
 from pipelines.runner import Runner
@@ -29,13 +33,30 @@ from pipelines.train import Train, train
 from pipelines.tune import Tune, tune
 
 
+class Elsewhere(Value, frozen=True):
+    """Other text that models are tried on, zero-shot: rows of the models' length by default."""
+
+    name: str
+    corpus: Tokenize
+    split: str = "test"
+    packing: AnyPacking | None = None
+
+
 class Measuring(Value, frozen=True):
-    """What of the test split is scored, and how."""
+    """What of the test split is scored, and how; who reads the samples; on what else the models are tried.
+
+    The judge is the experiment's own autoregressive model, if it has one, or the folder of a Hugging Face
+    model.
+    """
 
     split: str = "test"
     rows: int | None = Field(default=None, ge=1)
     """At most so many sequences; all by default."""
     estimator: AnyEstimator = Likelihood()
+    precision: Precision = "float32"
+    hugging_face: str | None = None
+    mauve: Mauve = Mauve()
+    zero_shot: tuple[Elsewhere, ...] = ()
 
 
 class Search(Value, frozen=True):
@@ -71,12 +92,24 @@ class Experiment(Value, frozen=True):
     drawing: Drawing = Drawing()
     measuring: Measuring = Measuring()
     control: Control | None = None
+    frontier: Frontier | None = None
+    """Quality against entropy and cost, along lines that every model has; none by default."""
     summary: str = ""
 
     @model_validator(mode="after")
     def _compares_something(self) -> "Experiment":
         if not self.methods and self.search is None:
             raise DiscdiffError("no method was given; an experiment compares one or more.")
+        return self
+
+    @model_validator(mode="after")
+    def _reads_one_vocabulary(self) -> "Experiment":
+        for other in self.measuring.zero_shot:
+            if other.corpus.tokenizer != self.corpus.tokenizer:
+                raise DiscdiffError(
+                    f"the text {other.name!r} has a tokenizer of its own: give it the experiment's, "
+                    f"{self.corpus.tokenizer.kind}, since a model reads one vocabulary"
+                )
         return self
 
 
@@ -135,12 +168,20 @@ class Lineage:
         return self.run.all(generate, [Generate.of(model, self.spec.drawing) for model in self.models])
 
     @cached_property
+    def judge(self) -> Checkpoint | None:
+        """The first autoregressive model, if there is one and no other judge was named."""
+        if self.spec.measuring.hugging_face is not None:
+            return None
+        pairs = zip(self.spec.methods, self.models, strict=False)
+        return next((model for method, model in pairs if isinstance(method, Autoregressive)), None)
+
+    @cached_property
     def scores(self) -> list[Scores]:
-        how = dict(self.spec.measuring)
+        how = self._measured(self.spec.measuring)
         return self.run.all(
             evaluate,
             [
-                Evaluate(checkpoint=model, tokens=self.tokens, samples=samples, **how)
+                Evaluate(checkpoint=model, tokens=self.tokens, samples=samples, judge=self.judge, **how)
                 for model, samples in zip(self.models, self.samples, strict=True)
             ],
         )
@@ -155,10 +196,40 @@ class Lineage:
         ground = Ground(tokens, control.packing, self.spec.backbone, control.recipe)
         scored = [method for method in self.spec.methods if hasattr(method, "bound")]
         models = self.run.all(train, [self._train(method, ground) for method in scored])
-        how = dict(control.measuring)
+        how = self._measured(control.measuring)
         return self.run.all(evaluate, [Evaluate(checkpoint=model, tokens=tokens, **how) for model in models])
+
+    def _measured(self, how: Measuring) -> dict[str, Any]:
+        """How evaluations measure, other text as stores."""
+        stores = self.run.all(tokenize, [other.corpus for other in how.zero_shot])
+        named = [
+            Named(tokens=tokens, **other.model_dump(exclude={"corpus"}))
+            for other, tokens in zip(how.zero_shot, stores, strict=True)
+        ]
+        return {**dict(how), "zero_shot": tuple(named)}
+
+    @cached_property
+    def points(self) -> list[Scores]:
+        """The frontier of every model: each point a stage of its own."""
+        lines, reader = self.spec.frontier, self.spec.measuring.hugging_face
+        if lines is None:
+            return []
+        pairs = zip(self._methods, self.models, strict=True)
+        points = [each for method, model in pairs for each in lines.points(model, method, self.judge, reader)]
+        return self.run.all(point, points)
+
+    @property
+    def _methods(self) -> list[AnyMethod]:
+        """The method of each model; what a search finds draws its samples as its first candidate does."""
+        search = self.spec.search
+        return [*self.spec.methods, *(search.candidates[:1] if search is not None else ())]
 
     @cached_property
     def report(self) -> Report:
-        scores, controls = tuple(self.scores), tuple(self.controls)
-        return self.run(report, ReportSpec(scores=scores, controls=controls, summary=self.spec.summary))
+        spec = ReportSpec(
+            scores=tuple(self.scores),
+            controls=tuple(self.controls),
+            points=tuple(self.points),
+            summary=self.spec.summary,
+        )
+        return self.run(report, spec)

@@ -1,36 +1,44 @@
 """The frontier of a model's samples: quality against entropy, against network evaluations and against time.
 
 A single point of generative perplexity can be bought with entropy, so models are compared along lines:
-over temperature or top-p at a fixed number of evaluations, and over the number of evaluations at several
-batch sizes. Each point is a stage of its own, run as a Ray task: points run beside each other as widely as
-the placement says, and those that are there are not drawn again.
+over temperature or top-p at a fixed number of steps, and over the number of steps at several batch sizes. A
+sampler that has no such setting has no such line. Each point is a stage of its own, run as a Ray task: points
+run beside each other as widely as the placement says, and those that are there are not drawn again.
 """
 
 import time
 from collections.abc import Iterator
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from discdiff.data.tokenizers import from_json
 from discdiff.evaluation.diversity import entropy
-from discdiff.evaluation.judge import Own, judged
+from discdiff.evaluation.judge import judged
 from discdiff.evaluation.mauve import Mauve
 from discdiff.evaluation.page import Cell
 from discdiff.evaluation.sequences import sequences
+from discdiff.methods import AnyMethod
 from discdiff.noise import Noise
-from discdiff.samplers import AnySampler
+from discdiff.samplers import AnyFilter, AnySampler, LeftToRight, Sampler, Temperature, TopP
+from discdiff.samplers.blocks import Blocks
+from discdiff.samplers.compatible import check
 from discdiff.samplers.counting import draw
-from discdiff.samplers.filters import Temperature, TopP
 from discdiff.training import Trained, load
 from discdiff.types import Canvas, DiscdiffError, Value, canvas
 from pipelines.artifacts import Checkpoint, Scores
+from pipelines.generate import TOKENIZER
+from pipelines.judging import opened
+from pipelines.place import Place
 from pipelines.stage import stage
 from pipelines.work import Work
 
 CELL = "cell.json"
-Sweep = Literal["temperature", "top-p", "steps"]
+READ = 32
+"""Samples that a judge reads at a time."""
+Sweep = Literal["temperature", "top-p", "steps", "batch"]
 
 
 class Point(Value, frozen=True):
@@ -38,6 +46,7 @@ class Point(Value, frozen=True):
 
     checkpoint: Checkpoint
     judge: Checkpoint | None = None
+    hugging_face: str | None = None
     sweep: Sweep
     setting: float = Field(gt=0)
     steps: int = Field(default=64, ge=1)
@@ -50,40 +59,101 @@ class Point(Value, frozen=True):
         return f"{self.checkpoint.label} {self.sweep} {self.setting:g} batch {self.batch}"
 
 
+class Setting(NamedTuple):
+    """What varies along a line, and where on it."""
+
+    sweep: Sweep
+    setting: float
+    steps: int
+    batch: int
+
+
 class Frontier(Value, frozen=True):
     """The lines that are drawn for every checkpoint."""
 
     temperatures: tuple[float, ...] = (0.6, 0.7, 0.8, 0.9, 1.0)
     top_ps: tuple[float, ...] = (0.8, 0.9, 0.95, 1.0)
     steps: tuple[int, ...] = (8, 16, 32, 64, 128)
-    batches: tuple[int, ...] = (1, 8, 32)
+    batches: tuple[int, ...] = Field(default=(1, 8, 32), min_length=1)
     at: int = Field(default=64, ge=1)
     """Steps at which temperature and top-p are varied, in the largest of the batches."""
     count: int = Field(default=32, ge=1)
     seed: int = 0
 
-    def points(self, checkpoint: Checkpoint, judge: Checkpoint | None) -> Iterator[Point]:
-        """Every point of a checkpoint's lines."""
-        most = max(self.batches)
-        swept = [
-            *(self._line("temperature", self.temperatures, most)),
-            *(self._line("top-p", self.top_ps, most)),
-            *(("steps", value, value, batch) for batch in self.batches for value in self.steps),
-        ]
-        for sweep, setting, steps, batch in swept:
+    @model_validator(mode="after")
+    def _fills_its_batches(self) -> Self:
+        if self.count < max(self.batches):
+            raise DiscdiffError(
+                f"count {self.count} does not fill a batch of {max(self.batches)}: draw as many or more"
+            )
+        return self
+
+    def points(
+        self,
+        checkpoint: Checkpoint,
+        method: AnyMethod,
+        judge: Checkpoint | None = None,
+        hugging_face: str | None = None,
+    ) -> Iterator[Point]:
+        """Every point of the lines that a checkpoint's method has."""
+        for each in self._lines(method):
             yield Point(
                 checkpoint=checkpoint,
                 judge=judge,
-                sweep=cast(Sweep, sweep),
-                setting=setting,
-                steps=steps,
-                batch=batch,
+                hugging_face=hugging_face,
                 count=self.count,
                 seed=self.seed,
+                **each._asdict(),
             )
 
-    def _line(self, sweep: str, values: tuple[float, ...], batch: int) -> list[tuple[str, float, int, int]]:
-        return [(sweep, value, self.at, batch) for value in values]
+    def _lines(self, method: AnyMethod) -> Iterator[Setting]:
+        most = max(self.batches)
+        if has(method, "temperature"):
+            yield from (Setting("temperature", value, self.at, most) for value in self.temperatures)
+        if has(method, "top-p"):
+            yield from (Setting("top-p", value, self.at, most) for value in self.top_ps)
+        for batch in self.batches:
+            if has(method, "steps"):
+                yield from (Setting("steps", value, value, batch) for value in self.steps)
+            else:
+                yield Setting("batch", batch, self.at, batch)
+
+
+def has(method: AnyMethod, sweep: Sweep) -> bool:
+    """Whether the method's own sampler has a setting to vary."""
+    if sweep == "steps":
+        return method.default_sampler(1) != method.default_sampler(2)
+    try:
+        sampler(method, sweep, 0.5, 1)
+    except DiscdiffError:
+        return False
+    return True
+
+
+def sampler(method: AnyMethod, sweep: Sweep, setting: float, steps: int) -> AnySampler:
+    """The method's own sampler with a setting. Raises DiscdiffError where it has no such setting."""
+    own = method.default_sampler(steps)
+    if sweep in ("steps", "batch") or setting == 1:
+        return own
+    chosen = _filtered(own, Temperature(value=setting) if sweep == "temperature" else TopP(p=setting))
+    if chosen is None:
+        raise DiscdiffError(
+            f"{method.kind} draws with the sampler {own.kind!r}, which has no {sweep}; "
+            "vary its steps, or leave it out"
+        )
+    check(method, chosen)
+    return chosen
+
+
+def _filtered(own: AnySampler | None, chosen: AnyFilter) -> AnySampler | None:
+    """A sampler with a filter where it draws tokens; None where it draws none from a network's law."""
+    if own is None:
+        return None
+    if isinstance(own, Sampler | LeftToRight):
+        return own.model_copy(update={"filters": (chosen,)})
+    name = "inside" if isinstance(own, Blocks) else "base"
+    part = _filtered(getattr(own, name, None), chosen)
+    return None if part is None else own.model_copy(update={name: part})
 
 
 @stage(version=1)
@@ -108,11 +178,11 @@ def measure(spec: Point) -> Cell:
     """Draw and measure, here."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trained = load(spec.checkpoint.uri, device=device)
-    judge = _judge(spec, trained, device)
-    sampler = _sampler(spec, trained)
-    ids, calls, seconds = _draw(spec, trained, sampler, device)
-    found = sequences(list(ids.numpy()), trained.vocab)
-    reading = judge.read(_batches(ids), []) if judge else None
+    judge = opened(spec.judge, spec.hugging_face, trained.tokenizer)
+    chosen = sampler(trained.method, spec.sweep, spec.setting, spec.steps)
+    ids, calls, seconds = _draw(spec, trained, chosen, device)
+    found = sequences(list(ids.cpu().numpy()), trained.vocab)
+    reading = judge.read(_batches(ids), _texts(spec, ids)) if judge else None
     return Cell(
         model=spec.checkpoint.label or spec.checkpoint.method,
         sweep=spec.sweep,
@@ -121,26 +191,28 @@ def measure(spec: Point) -> Cell:
         batch=spec.batch,
         entropy=entropy(found),
         perplexity=judged(judge, reading, None, Mauve()).perplexity if judge and reading else None,
+        itself=spec.judge == spec.checkpoint,
         seconds=seconds,
     )
 
 
 def _draw(
-    spec: Point, trained: Trained, sampler: AnySampler, device: torch.device
+    spec: Point, trained: Trained, chosen: AnySampler, device: torch.device
 ) -> tuple[torch.Tensor, float, float]:
     """The samples, evaluations per sample, and seconds per sample without the first use of the device."""
     network: Any = trained.network
     parts: list[torch.Tensor] = []
     evaluations, passed = 0, 0.0
-    _warm(network, _blank(spec, trained, 0, device))
+    method: Any = trained.method
+    method.sample(network, _blank(spec, trained, 0, device), method.default_sampler(1), Noise(spec.seed))
     for start in range(0, spec.count, spec.batch):
         blank = _blank(spec, trained, start, device)
         begun = time.perf_counter()
-        tokens, calls = draw(trained.method, network, blank, sampler, Noise(spec.seed))
+        tokens, calls = draw(trained.method, network, blank, chosen, Noise(spec.seed))
         parts.append(tokens.cpu())
         passed += time.perf_counter() - begun
         evaluations += int(calls.sum())
-    return torch.cat(parts), evaluations / spec.count, passed / spec.count
+    return torch.cat(parts).to(device), evaluations / spec.count, passed / spec.count
 
 
 def _blank(spec: Point, trained: Trained, start: int, device: torch.device) -> Canvas:
@@ -149,35 +221,17 @@ def _blank(spec: Point, trained: Trained, start: int, device: torch.device) -> C
     return canvas(empty, first_row=start)
 
 
-@torch.no_grad()
-def _warm(network: Any, blank: Canvas) -> None:
-    time_zero = torch.zeros(blank.shape[0], 1, dtype=torch.float64, device=blank.tokens.device)
-    network(blank.tokens, time_zero, blank.condition)
-
-
-def _sampler(spec: Point, trained: Trained) -> AnySampler:
-    """The method's own sampler with the setting. Raises DiscdiffError where it has no such setting."""
-    own = trained.method.default_sampler(spec.steps)
-    if spec.sweep == "steps" or spec.setting == 1:
-        return own
-    if "filters" not in type(own).model_fields:
-        raise DiscdiffError(
-            f"{spec.checkpoint.method} draws with the sampler {own.kind!r}, which has no {spec.sweep}; "
-            "vary its steps, or leave it out"
-        )
-    chosen = Temperature(value=spec.setting) if spec.sweep == "temperature" else TopP(p=spec.setting)
-    return type(own).model_validate(own.model_dump() | {"filters": (chosen,)})
-
-
-def _judge(spec: Point, trained: Trained, device: torch.device) -> Own | None:
-    if spec.judge is None:
-        return None
-    reader = load(spec.judge.uri, device=device)
-    judge = Own(spec.judge.label or spec.judge.method, reader.method, reader.network, reader.tokenizer)
-    judge.check(trained.tokenizer)
-    return judge
-
-
 def _batches(ids: torch.Tensor) -> list[Canvas]:
-    starts = np.arange(0, len(ids), 32)
-    return [canvas(ids[start : start + 32], first_row=int(start)) for start in starts]
+    starts = np.arange(0, len(ids), READ)
+    return [canvas(ids[start : start + READ], first_row=int(start)) for start in starts]
+
+
+def _texts(spec: Point, ids: torch.Tensor) -> list[str]:
+    """The samples as text, for a judge that reads text."""
+    if spec.hugging_face is None:
+        return []
+    kept = Place.at(spec.checkpoint.uri).read(TOKENIZER)
+    if kept is None:
+        raise DiscdiffError(f"{spec.checkpoint.uri} lacks {TOKENIZER}; give the whole folder of the run")
+    tokenizer = from_json(kept.decode())
+    return [tokenizer.decode(row) for row in ids.cpu().numpy()]

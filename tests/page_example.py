@@ -7,7 +7,7 @@ from discdiff.evaluation.charts import Mark, Series
 from discdiff.evaluation.estimate import Estimate
 from discdiff.evaluation.likelihood import Ledger, Likelihood, Protocol, Text, compare, unigram
 from discdiff.evaluation.page import Cell, Comparison, Fact, Model, Page, Trace, ZeroShot
-from discdiff.evaluation.quality import Judged, quality, with_training
+from discdiff.evaluation.quality import Judged, Quality, quality, with_training
 from discdiff.evaluation.sequences import sequences
 from discdiff.methods import Autoregressive, Mdlm, Udlm
 from discdiff.oracle import Law
@@ -48,6 +48,10 @@ def trace(tokens: np.ndarray, *, masked: bool) -> Trace:
     return Trace(times=tuple(np.linspace(1, 0, len(tokens) + 1)), steps=(first, *later))
 
 
+def read(row: Quality, name: str) -> Quality:
+    return row.read_by_itself() if name == "autoregressive" else row
+
+
 def page() -> Page:
     """Everything that a report can show."""
     found = ledgers()
@@ -75,7 +79,7 @@ def page() -> Page:
             unscored=""
             if name in scores
             else "latent diffusion has no likelihood bound: its encoder is deterministic",
-            quality=row.beside(measured[-1]).model_copy(update={"judged": judged}),
+            quality=read(row.beside(measured[-1]).model_copy(update={"judged": judged}), name),
             evaluations=STEPS,
             sampler="ancestral, steps 6",
             training=tuple(
@@ -90,6 +94,8 @@ def page() -> Page:
         )
         for name, row in zip(NAMES, measured[:-1], strict=True)
     ]
+    there = protocol("mdlm").model_copy(update={"data": "another law"})
+    away = scores["mdlm"].model_copy(update={"protocol": there})
     counts = np.bincount(LAW.sequences.flatten().numpy())
     return Page(
         title="A report & its <parts>",
@@ -102,7 +108,7 @@ def page() -> Page:
         comparisons=(
             Comparison(first="mdlm", second="udlm", difference=compare(found["mdlm"], found["udlm"])),
         ),
-        zero_shot=(ZeroShot(model="mdlm", store="elsewhere", score=scores["mdlm"]),),
+        zero_shot=(ZeroShot(model="mdlm", store="elsewhere", score=away),),
         frontier=tuple(cells()),
         facts=(Fact(group="Versions", name="torch", value=torch.__version__),),
         specs={"train-0123456789abcdef": '{"kind": "mdlm"}'},
@@ -111,19 +117,23 @@ def page() -> Page:
 
 
 def cells() -> list[Cell]:
-    spread = np.random.default_rng(1).random(8)
-    sweeps = [("temperature", v) for v in (0.7, 0.85, 1.0)] + [("steps", v) for v in (2, 4, 8)]
+    """Temperature in batches of 8, steps in batches of 1 and 8, and a model without steps."""
+    spread = iter(np.random.default_rng(1).random(99))
+    lines = [("temperature", v, 8) for v in (0.7, 0.85, 1.0)]
+    lines += [("steps", v, batch) for batch in (1, 8) for v in (2, 4, 8)]
+    swept = [(name, *line) for name in ("mdlm", "udlm") for line in lines]
+    swept += [("autoregressive", "batch", batch, batch) for batch in (1, 8)]
     return [
         Cell(
             model=name,
             sweep=sweep,
             setting=value,
             evaluations=value if sweep == "steps" else STEPS,
-            batch=8,
+            batch=batch,
             entropy=Estimate(value=0.5 + 0.1 * extra, se=0.01),
             perplexity=Estimate(value=2 + extra, se=0.05),
-            seconds=0.01 * (1 + extra),
+            itself=name == "autoregressive",
+            seconds=0.01 * (1 + extra) / batch,
         )
-        for name in ("mdlm", "udlm")
-        for (sweep, value), extra in zip(sweeps, spread, strict=False)
+        for (name, sweep, value, batch), extra in zip(swept, spread, strict=False)
     ]

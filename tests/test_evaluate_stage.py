@@ -20,14 +20,15 @@ from discdiff.data.specification import Tokenize
 from discdiff.data.store import Store
 from discdiff.evaluation.likelihood import Likelihood
 from discdiff.evaluation.page import Page
-from discdiff.methods import Autoregressive, Mdlm, Method
+from discdiff.methods import Autoregressive, Block, DiscreteFlow, GenMd4, Mdlm, Method
 from discdiff.networks import Transformer
-from discdiff.training import Checkpoints, Recipe, Subject, Trained, fit
-from discdiff.types import DiscdiffError, Value
+from discdiff.samplers import TopP
+from discdiff.training import Checkpoints, Recipe, Subject, fit
+from discdiff.types import DiscdiffError
 from pipelines import bound
 from pipelines.artifacts import Artifact, Checkpoint, Samples, Tokens
 from pipelines.evaluate import Evaluate, Evaluation, Named, evaluate
-from pipelines.frontier import Frontier, Point, _sampler, point
+from pipelines.frontier import Frontier, Point, measure, point, sampler
 from pipelines.generate import Generate, Generator
 from pipelines.placement import Placement
 from pipelines.report import ReportSpec, report
@@ -182,6 +183,9 @@ def test_a_report_of_two_models(world, tmp_path):
         assert 0 < metrics["spelling"] < metrics["real_spelling"] <= 1
         assert metrics["seen_4"] < metrics["real_seen_4"]
         assert metrics["judge_perplexity"] > metrics["real_judge_perplexity"]
+    own, other = (found(each).model.quality for each in scores)
+    assert (own.judged.itself, other.judged.itself) == (True, False)
+    assert [any("drew these samples itself" in w for w in q.warnings) for q in (own, other)] == [True, False]
     assert scores[0].metrics["nats_per_token_se_time"] == 0 < scores[1].metrics["nats_per_token_se_time"]
     page = Page.model_validate_json((Path(made.uri) / "report.json").read_bytes())
     html = (Path(made.uri) / "report.html").read_text()
@@ -305,21 +309,41 @@ def test_points_of_the_frontier_are_made_once_and_drawn_on_the_page(world, tmp_p
     assert all(f'id="chart-{name}"' in html for name in ("quality", "evaluations", "seconds"))
 
 
-def test_a_setting_that_the_sampler_lacks_is_refused(world):
-    method = Stubborn()
-    model = Trained(method, torch.nn.Identity(), "", 3, 4, 1)
-    asked = Point(checkpoint=world.models["autoregressive"], sweep="temperature", setting=0.5)
+def test_only_lines_that_a_sampler_has_are_drawn(world):
+    plan = Frontier(temperatures=(0.5,), top_ps=(0.9,), steps=(2, 8), batches=(1, 4), count=4)
+
+    def lines(method):
+        return [(p.sweep, p.setting, p.batch) for p in plan.points(world.models["mdlm"], method)]
+
+    filtered = [("temperature", 0.5, 4), ("top-p", 0.9, 4)]
+    stepped = [("steps", steps, batch) for batch in (1, 4) for steps in (2, 8)]
+    whole = [("batch", batch, batch) for batch in (1, 4)]
+    block = Block(inner=Mdlm(), size=8)
+    assert lines(Mdlm()) == [*filtered, *stepped]
+    assert lines(block) == [*filtered, *stepped]
+    assert lines(Autoregressive()) == [*filtered, *whole]
+    assert lines(GenMd4()) == stepped  # its tokens leave the mask at times of their own
+    assert lines(DiscreteFlow()) == whole
     with pytest.raises(DiscdiffError, match="has no temperature; vary its steps"):
-        _sampler(asked, model)
+        sampler(DiscreteFlow(), "temperature", 0.5, 4)
+    assert sampler(block, "top-p", 0.9, 4).inside.filters == (TopP(p=0.9),)
 
 
-class Bare(Value, frozen=True):
-    kind: str = "bare"
+def test_a_batch_that_is_not_filled_is_refused():
+    with pytest.raises(ValueError, match="count 4 does not fill a batch of 8"):
+        Frontier(batches=(1, 8), count=4)
 
 
-class Stubborn(Autoregressive, frozen=True):
-    def default_sampler(self, steps: int) -> Bare:
-        return Bare()
+def test_a_flow_and_an_autoregressive_model_have_points_too(world):
+    model = world.models["autoregressive"]
+    cell = measure(Point(checkpoint=model, judge=model, sweep="batch", setting=2, batch=2, count=4))
+    assert (cell.evaluations, cell.itself) == (LENGTH, True)
+    assert cell.seconds > 0
+    flow = trained(world.folder / "flow", DiscreteFlow(), world.tokens)
+    assert (
+        measure(Point(checkpoint=flow, judge=model, sweep="batch", setting=2, batch=2, count=4)).evaluations
+        >= 1
+    )
 
 
 # Bad input

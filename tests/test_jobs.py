@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import BIN, ROOT
@@ -13,7 +14,9 @@ from discdiff.types import DiscdiffError
 from jobs import experiment, train
 from pipelines import presets
 from pipelines.command import command
-from pipelines.experiment import Experiment
+from pipelines.experiment import Experiment, Lineage
+from pipelines.frontier import Frontier
+from pipelines.plan import Plan
 from pipelines.record import RECORD
 from pipelines.root import RAY_JOB, root_or_default
 from pipelines.specs import changed, parse, specification
@@ -149,6 +152,47 @@ def test_a_change_runs_again_only_what_follows(change: str, kept: set[str]) -> N
     assert {name for name in before if before[name] == after[name]} == kept
     assert all(not before[name] & after[name] for name in before.keys() - kept)
     assert not Path("/tmp/nowhere").exists()
+
+
+def test_the_autoregressive_model_judges_all_and_every_point_is_a_stage(tmp_path: Path) -> None:
+    lines = Frontier(temperatures=(0.5, 1.0), top_ps=(), steps=(2, 4), batches=(1, 2), count=2)
+    spec = presets.smoke().model_copy(update={"frontier": lines})
+    with Told(str(tmp_path)) as run:
+        lineage = Lineage(spec, run)
+        assert lineage.report
+        assert lineage.judge == lineage.models[0]
+    evaluated, points = run.told["evaluate"], run.told["point"]
+    assert {each.judge for each in [*evaluated, *points]} == {lineage.judge}
+    diffusions = len(spec.methods) - 1
+    assert len(set(points)) == len(points) == diffusions * (2 + 2 * 2) + (2 + 2)
+    assert run.told["report"][0].points == tuple(lineage.points)
+    without = spec.model_copy(update={"frontier": None, "methods": spec.methods[1:]})
+    with Told(str(tmp_path)) as run:
+        assert Lineage(without, run).report
+    assert {each.judge for each in run.told["evaluate"]} == {None}
+    assert (run.told["report"][0].points, "point" in run.told) == ((), False)
+
+
+class Told(Plan):
+    """A dry run that keeps what it was asked for."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self.told: dict[str, list[Any]] = {}
+
+    def __call__(self, stage: Any, spec: Any) -> Any:
+        self.told.setdefault(stage.name, []).append(spec)
+        return super().__call__(stage, spec)
+
+
+def test_text_of_another_tokenizer_is_no_zero_shot_text() -> None:
+    with pytest.raises(DiscdiffError, match=r"'other' has a tokenizer of its own: .* reads one vocabulary"):
+        specification(Experiment, [ZERO_SHOT + ",tokenizer={kind='bytes'}}}]"], presets.smoke())
+    spec = specification(Experiment, [ZERO_SHOT + "}}]"], presets.smoke())
+    assert spec.measuring.zero_shot[0].corpus.tokenizer == spec.corpus.tokenizer
+
+
+ZERO_SHOT = "measuring.zero_shot=[{name='other',corpus={corpus={kind='files',url='/nowhere'}"
 
 
 def test_a_stage_job_with_a_preset_stops_at_its_stage() -> None:

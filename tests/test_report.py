@@ -75,6 +75,28 @@ def test_bounds_are_marked_and_exact_likelihoods_are_not():
     assert {name: "≤" in cell for name, cell in rows} == {"autoregressive": False, "mdlm": True, "udlm": True}
 
 
+def test_a_bound_on_other_text_is_marked_and_its_protocol_said(seen):
+    row = re.search(r"<td[^>]*>elsewhere</td>(.*?)</tr>", HTML).group(1)
+    assert row.count("≤") == 2
+    assert "mdlm on elsewhere: another law" in " ".join(seen.text.split())
+
+
+def test_a_judge_of_its_own_samples_is_labelled(seen):
+    rows = re.findall(r'<th scope="row"><i class="swatch c\d"></i>(\w+)</th>(.*?)</tr>', HTML, re.S)
+    starred = {name for name, cells in rows if "<abbr" in cells}
+    assert starred == {"autoregressive"}
+    text = " ".join(seen.text.split())
+    assert "autoregressive: the judge drew these samples itself" in text
+    assert "* is its own samples, read by itself" in text
+    assert "autoregressive, batch 1 (its own judge)" in text
+
+
+def test_lines_of_one_model_are_told_apart_by_their_dashes():
+    (figure,) = re.findall(r'<figure id="chart-evaluations">(.*?)</figure>', HTML, re.S)
+    lines = re.findall(r'<g class="series (c\d)"><polyline points="[^"]*" stroke-dasharray="([^"]*)"', figure)
+    assert len(set(lines)) == 6  # three models, two batches
+
+
 def test_the_best_stands_first():
     rows = re.findall(r'<th scope="row"><i class="swatch c\d"></i>(\w+)</th>', HTML)[: len(NAMES)]
     scored = [m for m in page().models if m.score]
@@ -125,7 +147,16 @@ def test_marks_stand_where_their_values_say():
     (x0, y0), (x1, y1) = (map(float, p.split(",")) for p in points.split())
     assert (x0, x1) == (48, 388)
     assert y0 > y1  # up is more
+    assert min(y0, y1) >= 22  # below the name of the axis
     assert "<title>s: 3</title>" in svg
+
+
+def test_bars_stay_inside_the_axes():
+    series = Series(name="s", marks=(Mark(x=0, y=1, se=0.9), Mark(x=10, y=3, se=2)))
+    for log in (False, True):
+        svg = Lines("t", "x", "y", [series], log_y=log).draw(Frame(400, 200), named=False)
+        ends = re.findall(r'class="bar" x1="[^"]*" x2="[^"]*" y1="([^"]*)" y2="([^"]*)"', svg)
+        assert all(22 <= float(each) <= 160 for pair in ends for each in pair)
 
 
 def test_an_outlier_does_not_flatten_the_rest():

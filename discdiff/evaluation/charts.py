@@ -85,7 +85,7 @@ class Frame:
     height: int
     left: int = 48
     right: int = 12
-    top: int = 12
+    top: int = 22
     bottom: int = 40
 
 
@@ -105,7 +105,8 @@ class Lines:
     def draw(self, frame: Frame, *, named: bool) -> Markup:
         """The chart as an SVG element; `named` writes each series' name at its end."""
         xs = [m.x for s in self.series for m in s.marks]
-        ys = [m.y for s in self.series for m in s.marks] + [value for _, value in self.references]
+        ys = [y for s in self.series for m in s.marks for y in _ends(m, self.log_y)]
+        ys += [value for _, value in self.references]
         if not xs:
             return Markup("")
         right = frame.width - (frame.right + (self._names_width() if named else 0))
@@ -232,7 +233,7 @@ def _grid(frame: Frame, across: Scale, up: Scale, x: str, y: str, right: Number)
     )
     names = (
         f'<text class="axis" x="{right}" y="{frame.height - 6}" text-anchor="end">{escape(x)}</text>'
-        f'<text class="axis" x="{frame.left}" y="{frame.top - 2}">{escape(y)}</text>'
+        f'<text class="axis" x="{frame.left}" y="{frame.top - 10}">{escape(y)}</text>'
     )
     return f'<g class="grid">{lines}{marks}{names}</g>'
 
@@ -265,10 +266,15 @@ def _upright(name: str, value: Number, across: Scale, frame: Frame) -> str:
     )
 
 
-def _bar(x: Number, mark: Mark, up: Scale) -> str:
+def _ends(mark: Mark, log: bool) -> tuple[Number, Number]:
+    """The ends of a mark's bar; on a logarithmic axis it has none downwards that would pass zero."""
     se = mark.se or 0.0
-    low = mark.y - se if mark.y - se > 0 or not up.log else mark.y
-    return f'<line class="bar" x1="{x:.1f}" x2="{x:.1f}" y1="{up(low):.1f}" y2="{up(mark.y + se):.1f}"/>'
+    return (mark.y - se if mark.y - se > 0 or not log else mark.y), mark.y + se
+
+
+def _bar(x: Number, mark: Mark, up: Scale) -> str:
+    low, high = _ends(mark, up.log)
+    return f'<line class="bar" x1="{x:.1f}" x2="{x:.1f}" y1="{up(low):.1f}" y2="{up(high):.1f}"/>'
 
 
 def _dot(x: Number, y: Number, name: str, mark: Mark) -> str:

@@ -58,12 +58,14 @@ class Cell(Value, frozen=True):
 
     model: str
     sweep: str
-    """What varies along the line: `temperature`, `top-p`, `steps`."""
+    """What varies along the line: `temperature`, `top-p`, `steps`, or only the `batch`."""
     setting: float
     evaluations: float
     batch: int
     entropy: Estimate
     perplexity: Estimate | None = None
+    itself: bool = False
+    """Whether the judge drew the samples that it reads."""
     seconds: float
     """Wall-clock seconds a sample."""
 

@@ -22,6 +22,11 @@ from discdiff.types import Value
 _MARGIN = 0.02
 """Entropies closer than this share are not told apart, whatever their standard errors say."""
 
+_ITSELF = (
+    "the judge drew these samples itself: its perplexity of them says how peaked its own law is, not how "
+    "good it is; compare it with no other row"
+)
+
 
 class Judged(Value, frozen=True):
     """Generative perplexity: exp of the judge's nats per token of the corpus, and apart from it the mean over
@@ -37,6 +42,8 @@ class Judged(Value, frozen=True):
     """
     mauve: float | None = None
     mauve_protocol: str = ""
+    itself: bool = False
+    """Whether the judge drew what it reads."""
 
 
 class Quality(Value, frozen=True):
@@ -62,6 +69,13 @@ class Quality(Value, frozen=True):
     judged: Judged | None = None
     distance: Distance | None = None
     warnings: tuple[str, ...] = ()
+
+    def read_by_itself(self) -> "Quality":
+        """The same row, of samples that the judge drew itself: labelled, and warned of."""
+        if self.judged is None:
+            return self
+        judged = self.judged.model_copy(update={"itself": True})
+        return self.model_copy(update={"judged": judged, "warnings": (*self.warnings, _ITSELF)})
 
     def beside(self, real: "Quality") -> "Quality":
         """The same row with the warnings that real text of equal count and length gives rise to."""

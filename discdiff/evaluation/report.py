@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from discdiff.evaluation.charts import COLORS, Frame, Lines, Mark, Series, Whiskers
 from discdiff.evaluation.estimate import Estimate
-from discdiff.evaluation.page import Cell, Model, Page
+from discdiff.evaluation.page import Cell, Model, Page, ZeroShot
 
 _WIDE, _NARROW = Frame(880, 340, left=56), Frame(360, 260, left=46)
 
@@ -33,7 +33,7 @@ def render(page: Page) -> str:
         charts=_charts(page, ranked, colors),
         traces={m.name: m.trace.model_dump(mode="json") for m in ranked if m.trace},
         known=_known(page),
-        protocols=_protocols(ranked),
+        protocols=_protocols(ranked, page.zero_shot),
         notes=_notes(ranked),
     )
 
@@ -100,8 +100,10 @@ def _charts(page: Page, models: Sequence[Model], colors: dict[str, int]) -> dict
         "quality": _frontier(
             page, colors, ("temperature", "top-p"), lambda c: c.entropy.value, "entropy, nats"
         ),
-        "evaluations": _frontier(page, colors, ("steps",), lambda c: c.evaluations, "network evaluations"),
-        "seconds": _frontier(page, colors, ("steps",), lambda c: c.seconds, "seconds a sample"),
+        "evaluations": _frontier(
+            page, colors, ("steps", "batch"), lambda c: c.evaluations, "network evaluations"
+        ),
+        "seconds": _frontier(page, colors, ("steps", "batch"), lambda c: c.seconds, "seconds a sample"),
     }
     return {name: _both(chart) for name, chart in drawn.items() if chart is not None}
 
@@ -176,25 +178,34 @@ def _frontier(
     series: list[Series] = []
     cells = [cell for cell in page.frontier if cell.sweep in sweeps]
     y = "judge perplexity" if any(cell.perplexity for cell in cells) else "entropy, nats"
+    batches = sorted({cell.batch for cell in cells})
     for name, sweep, batch in sorted({(c.model, c.sweep, c.batch) for c in cells}):
         own = [c for c in cells if (c.model, c.sweep, c.batch) == (name, sweep, batch)]
         marks = [Mark(x=x(c), y=each.value, se=each.se) for c in own for each in [c.perplexity or c.entropy]]
-        label_of = f"{name}, batch {batch}" if len({c.batch for c in cells}) > 1 else name
-        label_of = f"{label_of}, {sweep}" if len({c.sweep for c in cells}) > 1 else label_of
+        label_of = f"{name}, batch {batch}" if len(batches) > 1 else name
+        label_of = f"{label_of}, {sweep}" if len({c.sweep for c in cells} - {"batch"}) > 1 else label_of
+        label_of += " (its own judge)" if any(c.itself for c in own) else ""
         ordered = tuple(sorted(marks, key=lambda mark: mark.x))
-        series.append(Series(name=label_of, color=colors.get(name, 0), marks=ordered))
+        dashed = colors.get(name, 0) % COLORS + COLORS * batches.index(batch)
+        series.append(Series(name=label_of, color=dashed, marks=ordered))
     log_x = "steps" in sweeps
     return Lines(f"{y} against {label}", label, y, series, log_x=log_x) if series else None
 
 
-def _protocols(models: Sequence[Model]) -> list[tuple[str, list[tuple[str, str]]]]:
+def _protocols(
+    models: Sequence[Model], elsewhere: Sequence[ZeroShot]
+) -> list[tuple[str, list[tuple[str, str]]]]:
     """Each aspect of the protocol with the models that share a wording, so that what differs is seen."""
     scored = [(m.name, m.score.protocol) for m in models if m.score]
+    others = [(f"{each.model} on {each.store}", each.score.protocol) for each in elsewhere]
     aspects: list[tuple[str, list[tuple[str, str]]]] = []
     for aspect in scored[0][1].__class__.model_fields if scored else ():
         wordings: dict[str, list[str]] = {}
         for name, protocol in scored:
             wordings.setdefault(getattr(protocol, aspect), []).append(name)
+        for name, protocol in others:
+            if getattr(protocol, aspect) not in wordings:
+                wordings[getattr(protocol, aspect)] = [name]
         everyone = len(wordings) == 1
         lines = [("all" if everyone else ", ".join(names), text) for text, names in wordings.items()]
         aspects.append((aspect.replace("_", " "), lines))

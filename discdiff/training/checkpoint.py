@@ -180,10 +180,11 @@ def open_commit(uri: str) -> tuple[Folder, Commit]:
 
 
 def load_averaged(folder: Folder, commit: Commit, network: nn.Module) -> None:
-    """Fill a network on one device with the checkpoint's averaged weights."""
+    """Fill a network on one device with the checkpoint's averaged weights, and the buffers that it kept."""
+    kept = network.state_dict().keys()
     state = {
         "ema": {name: p.detach() for name, p in network.named_parameters()},
-        "model": {f"network.{name}": buffer for name, buffer in network.named_buffers()},
+        "model": {f"network.{name}": buffer for name, buffer in network.named_buffers() if name in kept},
     }
     _load(folder, commit, {name: part for name, part in state.items() if part}, no_dist=True)
 
