@@ -16,6 +16,7 @@ from discdiff.evaluation.likelihood import Likelihood, Score, unigram
 from discdiff.evaluation.mauve import Mauve
 from discdiff.evaluation.page import Fact, Model, Trace, ZeroShot
 from discdiff.evaluation.quality import Quality
+from discdiff.networks.ema import trained_parameters
 from discdiff.training import Trained, load
 from discdiff.types import DiscdiffError, Value
 from pipelines.artifacts import Checkpoint, Samples, Scores, Tokens
@@ -113,7 +114,7 @@ def _model(
     return Model(
         name=spec.label,
         family=trained.method.kind,
-        parameters=sum(p.numel() for p in trained.network.parameters()),
+        parameters=sum(p.numel() for p in trained_parameters(trained.network).values()),
         steps=trained.step,
         score=score,
         unscored="" if score else str(getattr(trained.method, "unscored", "no likelihood")),
