@@ -16,6 +16,7 @@ from discdiff.evaluation.likelihood import Ledger, Likelihood, Score, compare, u
 from discdiff.evaluation.mauve import Mauve
 from discdiff.evaluation.page import Fact, Model, ZeroShot
 from discdiff.evaluation.quality import Quality
+from discdiff.networks.ema import trained_parameters
 from discdiff.training import load
 from discdiff.types import Value
 from pipelines.artifacts import Checkpoint, Samples, Scores, Tokens
@@ -120,7 +121,7 @@ def _model(
     return Model(
         name=spec.label,
         family=trained.method.kind,
-        parameters=sum(p.numel() for p in trained.network.parameters()),
+        parameters=sum(p.numel() for p in trained_parameters(trained.network).values()),
         steps=trained.step,
         seconds_per_step=cost.get("seconds_per_step"),
         peak_memory=cost.get("peak_memory"),

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from training_problem import RECIPE, SUBJECT, VOCAB, Table, network, weights
 
-from discdiff.methods import AnyMethod, Method
+from discdiff.methods import AnyMethod, Duo, DuoDistilled, Method
 from discdiff.training import Checkpoints, DataParallel, FullyShard, fit
 
 MICRO = RECIPE.model_copy(update={"microbatch": 2})
@@ -65,10 +65,10 @@ def families(parallel) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def methods() -> list[Method]:
-    """Every family that has defaults for all its fields."""
+    """Every family that has defaults for all its fields, and students of such."""
     kinds = get_args(get_args(AnyMethod)[0])
     needs = {kind for kind in kinds if any(field.is_required() for field in kind.model_fields.values())}
-    return [kind() for kind in kinds if kind not in needs]
+    return [*(kind() for kind in kinds if kind not in needs), DuoDistilled(teacher=Duo(), rounds=3)]
 
 
 def main(rank: int, size: int, folder: Path) -> None:

@@ -15,6 +15,8 @@ from discdiff.methods.block import Block
 from discdiff.methods.d3pm import D3pm
 from discdiff.methods.diffusion import Diffusion
 from discdiff.methods.discrete_flow import DiscreteFlow
+from discdiff.methods.duo import Duo
+from discdiff.methods.duo_distilled import DuoDistilled
 from discdiff.methods.embedding import Embedding
 from discdiff.methods.flow_matching import FlowMatching
 from discdiff.methods.genmd4 import GenMd4
@@ -38,6 +40,8 @@ __all__ = [
     "D3pm",
     "Diffusion",
     "DiscreteFlow",
+    "Duo",
+    "DuoDistilled",
     "Embedding",
     "FlowMatching",
     "Follows",
@@ -49,6 +53,7 @@ __all__ = [
     "Multinomial",
     "Scored",
     "Sedd",
+    "Staged",
     "Udlm",
 ]
 
@@ -86,12 +91,26 @@ class Follows(Method, Protocol):
     def begin(self, net: Any, trained: Any) -> None: ...
 
 
+@runtime_checkable
+class Staged(Method, Protocol):
+    """A family whose training has stages: a curriculum, rounds of distillation.
+
+    `stage` is what a step minimizes at a share of all steps in [0, 1). Where a stage begins, the first apart,
+    `enter` is called on the network with its averaged weights, and may change what is not trained.
+    """
+
+    def stage(self, progress: float) -> Method: ...
+    def enter(self, net: Any) -> None: ...
+
+
 AnyMethod = Annotated[
     Autoregressive
     | Mdlm
     | Md4
     | GenMd4
     | Udlm
+    | Duo
+    | DuoDistilled
     | Gidd
     | Sedd
     | D3pm
@@ -105,3 +124,4 @@ AnyMethod = Annotated[
 ]
 Block.model_rebuild(_types_namespace={"AnyMethod": AnyMethod})
 DiscreteFlow.model_rebuild(_types_namespace={"AnyMethod": AnyMethod})
+DuoDistilled.model_rebuild(_types_namespace={"AnyMethod": AnyMethod})

@@ -149,15 +149,21 @@ class Diffusion(Value, frozen=True):
         def nats(h: Tensor, *at: Tensor) -> Tensor:
             return term(net.head(h), *at)
 
+        return self.summed(net, nats, live, hidden, x0, x_t, t.expand_as(x_t))
+
+    def summed(
+        self, net: Network, nats: Callable[..., Tensor], live: Tensor, *columns: Tensor
+    ) -> Float[Tensor, "B"]:
+        """Sum a function of some columns over the live positions of each row. `[B, L, ...], ... -> [B]`"""
         where = live.nonzero(as_tuple=True)
-        columns = [hidden[where], x0[where], x_t[where], t.expand_as(x_t)[where]]
+        there = [column[where] for column in columns]
         size = max(1, _CHUNK // self.parameterization.width(self.process, net.vocab))
         if len(where[0]) <= size:
-            values = nats(*columns)
+            values = nats(*there)
         else:
-            pieces = zip(*(column.split(size) for column in columns), strict=True)
+            pieces = zip(*(column.split(size) for column in there), strict=True)
             values = torch.cat([_recomputed(nats, *piece) for piece in pieces])
-        return values.new_zeros(x0.shape[0]).index_add(0, where[0], values)
+        return values.new_zeros(live.shape[0]).index_add(0, where[0], values)
 
     def ends(self, net: Network, canvas: Canvas, noise: Noise) -> Float[Tensor, "B"]:
         """The prior and reconstruction terms of a schedule with cut-off ends, else zero. `-> [B]` nats"""

@@ -20,7 +20,7 @@ from discdiff.types import DiscdiffError
 
 
 class Ema:
-    """The average of a network's parameters; make it after the network was wrapped or sharded."""
+    """The average of a network's trained parameters; make it after the network was wrapped or sharded."""
 
     def __init__(self, network: nn.Module, decay: float):
         if not 0 <= decay < 1:
@@ -29,9 +29,10 @@ class Ema:
             )
         self.decay = decay
         self.updates = 0
-        self.average = {name: p.detach().clone() for name, p in network.named_parameters()}
+        parameters = trained_parameters(network)
+        self.average = {name: p.detach().clone() for name, p in parameters.items()}
         self._averages = [local(tensor) for tensor in self.average.values()]
-        self._parameters = [local(p.detach()) for p in network.parameters()]
+        self._parameters = [local(p.detach()) for p in parameters.values()]
 
     @torch.no_grad()
     def update(self) -> None:
@@ -57,6 +58,11 @@ class Ema:
             kept = parameter.clone()
             parameter.copy_(average)
             average.copy_(kept)
+
+
+def trained_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    """All parameters but the frozen ones, which have no other average than themselves."""
+    return {name: p for name, p in network.named_parameters() if p.requires_grad}
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -20,7 +20,9 @@ class TokenEmbedding(nn.Embedding):
         nn.init.normal_(self.weight, std=1 / math.sqrt(width))
 
     def forward(self, input: Tensor) -> Float[Tensor, "B L D"]:
-        return input @ self.weight if input.is_floating_point() else super().forward(input)
+        if input.is_floating_point():
+            return input.to(self.weight.dtype) @ self.weight
+        return super().forward(input)
 
 
 class TimeEmbedding(nn.Module):

@@ -33,7 +33,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from discdiff.data.folder import Folder
 from discdiff.methods import AnyMethod
 from discdiff.networks import AnyBackbone
-from discdiff.networks.ema import Ema
+from discdiff.networks.ema import Ema, trained_parameters
 from discdiff.training.loss import Loss
 from discdiff.training.parallel import World
 from discdiff.training.recipe import Recipe
@@ -72,7 +72,7 @@ class Commit(Value, frozen=True):
     subject: Subject
     recipe: Recipe
     parameters: int
-    """How many numbers the network has."""
+    """How many numbers are trained."""
     files: dict[str, int]
     """Bytes of each file of the state."""
 
@@ -103,7 +103,7 @@ class Checkpoints:
                 step=step,
                 subject=self.subject,
                 recipe=self.recipe,
-                parameters=sum(p.numel() for p in loss.parameters()),
+                parameters=sum(p.numel() for p in trained_parameters(loss).values()),
                 files=_files(self.folder, name),
             )
             self.folder.put(f"{name}/{COMMIT}", commit.model_dump_json(indent=2).encode())
@@ -180,11 +180,12 @@ def open_commit(uri: str) -> tuple[Folder, Commit]:
 
 
 def load_averaged(folder: Folder, commit: Commit, network: nn.Module) -> None:
-    """Fill a network on one device with the checkpoint's averaged weights, and the buffers that it kept."""
-    kept = network.state_dict().keys()
+    """Fill a network on one device with the averaged weights, and with what else of it was kept."""
+    averaged = trained_parameters(network)
+    rest = {name: x.detach() for name, x in network.state_dict().items() if name not in averaged}
     state = {
-        "ema": {name: p.detach() for name, p in network.named_parameters()},
-        "model": {f"network.{name}": buffer for name, buffer in network.named_buffers() if name in kept},
+        "ema": {name: p.detach() for name, p in averaged.items()},
+        "model": {f"network.{name}": x for name, x in rest.items()},
     }
     _load(folder, commit, {name: part for name, part in state.items() if part}, no_dist=True)
 

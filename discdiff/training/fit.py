@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from discdiff.methods import Method
+from discdiff.methods import Method, Staged
 from discdiff.networks.ema import Ema
 from discdiff.noise import Noise
 from discdiff.training.checkpoint import Checkpoints
@@ -67,6 +67,7 @@ def fit(
     stream = rows.stream(first * recipe.batch + world.rank * share, share, recipe.batch)
     with closing(stream), _own_generator(world.device):
         for step in range(first, recipe.steps):
+            run.enter(step)
             run.advance(step, run.fetch(stream), micro)
             run.look(step + 1, validation, checkpoints, tell)
     run.ema.swap()
@@ -93,6 +94,16 @@ class _Run:
         canvas = next(stream)
         self.meter.wait(time.perf_counter() - start)
         return canvas.to(self.world.device)
+
+    def enter(self, step: int) -> None:
+        """Be in the stage of a step: a function of the step, so nothing of it has to be saved."""
+        method, steps = self.loss.method, self.recipe.steps
+        if not isinstance(method, Staged):
+            return
+        self.loss.stage = method.stage(step / steps)
+        if step and self.loss.stage != method.stage((step - 1) / steps):
+            with self.ema.swapped():
+                method.enter(self.loss.network)
 
     def advance(self, step: int, canvas: Canvas, micro: int) -> None:
         """One optimizer step."""

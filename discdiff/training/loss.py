@@ -51,6 +51,8 @@ class Loss(nn.Module):
         super().__init__()
         self.label_dropout = label_dropout
         self.method = method
+        self.stage = method
+        """What the step at hand minimizes."""
         self.measure = measure or method
         self.network = network
 
@@ -60,7 +62,7 @@ class Loss(nn.Module):
         return self.network
 
     def forward(self, canvas: Canvas, noise: Noise) -> Float[Tensor, "B"]:
-        return self.method.loss(self._net, drop_labels(canvas, noise, self.label_dropout), noise)
+        return self.stage.loss(self._net, drop_labels(canvas, noise, self.label_dropout), noise)
 
     def bound(self, canvas: Canvas, noise: Noise) -> Float[Tensor, "B"]:
         """What validation measures: the bound of `measure`, or its loss where it has none."""
