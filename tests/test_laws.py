@@ -18,6 +18,7 @@ from discdiff import oracle
 from discdiff.methods import (
     AnyMethod,
     ArgmaxFlow,
+    Autoencoder,
     Autoregressive,
     Block,
     D3pm,
@@ -89,6 +90,7 @@ ENTRIES = [
     Entry(Block(inner=Mdlm(), size=4), laws="tests/test_block.py"),
     Entry(DiscreteFlow(), laws="tests/test_flows.py"),
     Entry(ArgmaxFlow(), laws="tests/test_flows.py"),
+    Entry(Autoencoder(), laws="tests/test_latent.py"),
 ]
 METHODS_IN_TABLE = [entry.method for entry in ENTRIES]
 METHODS = [entry.method for entry in ENTRIES if entry.laws == "tests/test_laws.py"]

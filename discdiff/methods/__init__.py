@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from discdiff.methods.argmax_flow import ArgmaxFlow
+from discdiff.methods.autoencoder import Autoencoder
 from discdiff.methods.autoregressive import Autoregressive
 from discdiff.methods.block import Block
 from discdiff.methods.d3pm import D3pm
@@ -31,6 +32,7 @@ from discdiff.types import Canvas, Network
 __all__ = [
     "AnyMethod",
     "ArgmaxFlow",
+    "Autoencoder",
     "Autoregressive",
     "Block",
     "D3pm",
@@ -94,7 +96,8 @@ AnyMethod = Annotated[
     | FlowMatching
     | Block
     | DiscreteFlow
-    | ArgmaxFlow,
+    | ArgmaxFlow
+    | Autoencoder,
     Field(discriminator="kind"),
 ]
 Block.model_rebuild(_types_namespace={"AnyMethod": AnyMethod})
