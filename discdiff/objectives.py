@@ -22,6 +22,7 @@ from torch import Tensor
 
 from discdiff.algebra import log_bridge, log_one_hot, log_score_from_clean, reverse_rate
 from discdiff.processes import Process
+from discdiff.processes.gaussian import VariancePreserving
 from discdiff.schedules import Schedule
 from discdiff.types import Value
 
@@ -103,6 +104,10 @@ class Continuous(Value, frozen=True):
         """The density of a masked token over its cross-entropy, with mask noise: -alpha' / (1 - alpha)."""
         return -schedule.dalpha(t) / schedule.beta(t)
 
+    def snr_weight(self, process: VariancePreserving, t: Float64[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
+        """The density over the squared error of a clean vector, with Gaussian noise: -snr' / 2."""
+        return -process.dsnr(t) / 2
+
 
 class Steps(Value, frozen=True):
     """Time is cut into T equal steps: T times the divergence of the bridges of one step."""
@@ -131,6 +136,12 @@ class Steps(Value, frozen=True):
         """
         now, before = schedule.alpha(t), schedule.alpha(self.start(t))
         return self.count * (before - now) / schedule.beta(t)
+
+    def snr_weight(self, process: VariancePreserving, t: Float64[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
+        """The density over the squared error of a clean vector, with Gaussian noise: T (snr_s - snr_t) /
+        2.
+        """
+        return self.count * (process.snr(self.start(t)) - process.snr(t)) / 2
 
 
 AnyClock = Annotated[Continuous | Steps, Field(discriminator="kind")]

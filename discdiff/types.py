@@ -98,6 +98,15 @@ class Canvas:
         return replace(self, tokens=tokens)
 
 
+@dataclass(frozen=True)
+class VectorCanvas:
+    """A canvas of vectors: where `free` is False they are context, clean and never noised."""
+
+    vectors: Float[Tensor, "B L E"]
+    free: Bool[Tensor, "B L"]
+    condition: Condition = field(default_factory=Condition)
+
+
 def canvas(tokens: Int[Tensor, "B L"], *, first_row: int = 0) -> Canvas:
     """Whole sequences, all free, rows numbered from `first_row`: what a law or a notebook needs."""
     rows = torch.arange(first_row, first_row + tokens.shape[0], device=tokens.device)

@@ -51,3 +51,11 @@ class ClassEmbedding(nn.Module):
         if labels is None:
             labels = torch.full((rows,), -1, device=self.table.weight.device)
         return self.table(torch.where(labels < 0, self.classes, labels))
+
+
+class VectorEmbedding(nn.Linear):
+    """Vectors to vectors of the trunk's width: `[B, L, E] -> [B, L, D]`."""
+
+    def __init__(self, size: int, width: int):
+        super().__init__(size, width, bias=False)
+        nn.init.normal_(self.weight, std=1 / math.sqrt(size))

@@ -17,6 +17,14 @@ from discdiff.samplers.correctors import (
     Rescale,
 )
 from discdiff.samplers.filters import AnyFilter, Greedy, MinP, Temperature, TopK, TopP
+from discdiff.samplers.gaussian import (
+    AnyGaussianStep,
+    Clamping,
+    Ddim,
+    Ddpm,
+    GaussianSampler,
+    ProbabilityFlow,
+)
 from discdiff.samplers.grid import AnyGrid, Even, Held, Listed, Quarter, Through
 from discdiff.samplers.guidance import AnyGuidance, ClassifierBased, ClassifierFree, Guided
 from discdiff.samplers.inverse import Inverse
@@ -35,7 +43,9 @@ from discdiff.samplers.sampler import Draw, Sampler
 from discdiff.samplers.trace import Recorder, Trace
 from discdiff.samplers.windows import Windows
 
-AnySampler = Annotated[Sampler | LeftToRight | Inverse | Blocks, Field(discriminator="kind")]
+AnySampler = Annotated[
+    Sampler | LeftToRight | Inverse | Blocks | GaussianSampler, Field(discriminator="kind")
+]
 Inverse.model_rebuild(_types_namespace={"AnySampler": AnySampler})
 
 __all__ = [
@@ -43,6 +53,7 @@ __all__ = [
     "Ancestral",
     "AnyCorrector",
     "AnyFilter",
+    "AnyGaussianStep",
     "AnyGrid",
     "AnyGuidance",
     "AnyOrder",
@@ -50,9 +61,12 @@ __all__ = [
     "AnySampler",
     "Blocks",
     "Cap",
+    "Clamping",
     "ClassifierBased",
     "ClassifierFree",
     "Confidence",
+    "Ddim",
+    "Ddpm",
     "Draw",
     "Entropy",
     "EntropyBudget",
@@ -62,6 +76,7 @@ __all__ = [
     "FlowCorrector",
     "FlowEuler",
     "ForwardBackward",
+    "GaussianSampler",
     "Gibbs",
     "Greedy",
     "Guided",
@@ -71,6 +86,7 @@ __all__ = [
     "Listed",
     "Margin",
     "MinP",
+    "ProbabilityFlow",
     "Psi",
     "Quarter",
     "Random",

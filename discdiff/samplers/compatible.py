@@ -3,6 +3,7 @@
 from typing import Any
 
 from discdiff.samplers.blocks import Blocks
+from discdiff.samplers.gaussian import GaussianSampler
 from discdiff.samplers.inverse import Inverse
 from discdiff.samplers.sampler import Sampler
 from discdiff.types import DiscdiffError
@@ -16,7 +17,7 @@ def check(method: Any, sampler: Any) -> None:
             f"{method.kind} can't be drawn with the sampler {sampler.kind!r}: give {own.kind!r}, "
             "or the method's default_sampler"
         )
-    if isinstance(sampler, Sampler):
+    if isinstance(sampler, Sampler | GaussianSampler):
         sampler.check(method)
     elif isinstance(sampler, Blocks):
         _check_blocks(method, own, sampler)
