@@ -19,6 +19,7 @@ from discdiff.methods.discrete_flow import DiscreteFlow
 from discdiff.methods.flow_matching import FlowMatching
 from discdiff.methods.genmd4 import GenMd4
 from discdiff.methods.gidd import Gidd
+from discdiff.methods.latent import Latent
 from discdiff.methods.md4 import Md4
 from discdiff.methods.mdlm import Mdlm
 from discdiff.methods.multinomial import Multinomial
@@ -42,6 +43,7 @@ __all__ = [
     "Follows",
     "GenMd4",
     "Gidd",
+    "Latent",
     "Md4",
     "Mdlm",
     "Method",
@@ -72,14 +74,14 @@ class Scored(Method, Protocol):
 
 
 @runtime_checkable
-class Follows(Method, Protocol):
-    """A family whose training starts from what another has learned: distillation, diffusion of latents.
+class Follows(Protocol):
+    """A method whose training starts from what another has learned: distillation, diffusion of latents.
 
     `begin` puts into a new network what it takes from a trained network of `first`.
     """
 
     @property
-    def first(self) -> Method: ...
+    def first(self) -> Any: ...
     def begin(self, net: Any, trained: Any) -> None: ...
 
 
@@ -97,7 +99,8 @@ AnyMethod = Annotated[
     | Block
     | DiscreteFlow
     | ArgmaxFlow
-    | Autoencoder,
+    | Autoencoder
+    | Latent,
     Field(discriminator="kind"),
 ]
 Block.model_rebuild(_types_namespace={"AnyMethod": AnyMethod})
