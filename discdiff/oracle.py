@@ -21,9 +21,12 @@ from torch import Tensor, nn
 
 from discdiff.algebra import log_one_hot
 from discdiff.networks import KeyValueCache
+from discdiff.networks.encoders import AnyRounding, EmbeddingNetwork, OneHotVectors, TableVectors
 from discdiff.noise import Noise, Stream
 from discdiff.parameterizations import Parameterization
+from discdiff.predictions import AnyPrediction
 from discdiff.processes import Interpolating, Process
+from discdiff.processes.gaussian import VariancePreserving
 from discdiff.samplers import AnyOrder, FirstHitting, Gibbs, Random, Sampler
 from discdiff.samplers.correctors import After
 from discdiff.samplers.predictor import Predictor, Reversible, positions
@@ -50,6 +53,18 @@ class Exact(Protocol):
     def log_bridge(self, raw: Tensor, x_t: Tensor, s: Tensor, t: Tensor) -> Tensor: ...
     def rates(self, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor: ...
     def log_denoise(self, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class ExactVectors(Protocol):
+    """The part of a diffusion of token vectors that enumeration uses (`discdiff.methods.Embedding`)."""
+
+    @property
+    def process(self) -> VariancePreserving: ...
+    @property
+    def prediction(self) -> AnyPrediction: ...
+    @property
+    def rounding(self) -> AnyRounding: ...
 
 
 def every(states: int, length: int) -> Int64[Tensor, "S L"]:
@@ -103,6 +118,18 @@ class Law:
             rows.append(torch.stack(here, dim=-1))
         return torch.stack(rows, dim=1).log_softmax(-1)
 
+    def log_given(self, log_likelihood: Float64[Tensor, "B L V"]) -> Float64[Tensor, "B L V"]:
+        """log p(x^i | evidence) at every position, from what the evidence says of each token. `[B, L, V] ->
+        [B, L, V]`
+        """
+        each = [log_likelihood[:, j, self.sequences[:, j]] for j in range(self.length)]
+        joint = self.log_p + torch.stack(each).sum(0)
+        rows = [
+            torch.stack([joint[:, self.sequences[:, i] == v].logsumexp(-1) for v in range(self.vocab)], -1)
+            for i in range(self.length)
+        ]
+        return torch.stack(rows, dim=1).log_softmax(-1)
+
     def log_next(self, prefix: Int64[Tensor, "B n"]) -> Float64[Tensor, "B V"]:
         """log p(x_n | x_0 ... x_(n-1)). `[B, n] -> [B, V]`"""
         n = prefix.shape[1]
@@ -119,6 +146,13 @@ class Law:
             return method.parameterization.express(method.process, log_clean, x_t, t.expand_as(x_t))
 
         return OracleNetwork(Reverse(raw), self.vocab)
+
+    def vector_network(self, method: ExactVectors, encoder: OneHotVectors | TableVectors) -> EmbeddingNetwork:
+        """The network of a diffusion of these vectors that has nothing left to learn."""
+        rounding = method.rounding.build(self.vocab, method.process)
+        return EmbeddingNetwork(
+            self.vocab, PosteriorMean(self, method, encoder), nn.Identity(), encoder, rounding
+        )
 
     def causal_network(self) -> "OracleNetwork":
         """The autoregressive network that has nothing left to learn."""
@@ -199,6 +233,27 @@ class Reverse(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         return self.raw(x, t)
+
+
+class PosteriorMean(nn.Module):
+    """What a diffusion of vectors predicts, where its estimate is E[e | z_t]; a vector at time 0 is
+    certain.
+    """
+
+    def __init__(self, law: Law, method: ExactVectors, encoder: OneHotVectors | TableVectors):
+        super().__init__()
+        self.law, self.method, self.encoder = law, method, encoder
+
+    def forward(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        vectors = self.encoder(torch.arange(self.law.vocab))
+        process = self.method.process
+        z = z[..., : vectors.shape[-1]]
+        signal, left = process.roots(t, z)
+        distance = (z[..., None, :] - signal[..., None] * vectors).square().sum(-1)
+        at_zero = -(z[..., None, :] - vectors).square().sum(-1) / 1e-6
+        evidence = torch.where(t[..., None] == 0, at_zero, -distance / (2 * left**2))
+        e = self.law.log_given(evidence.double()).exp().to(z) @ vectors
+        return self.method.prediction.target(process, e, (z - signal * e) / left, t)
 
 
 class Forward(nn.Module):

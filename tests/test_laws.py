@@ -24,9 +24,11 @@ from discdiff.methods import (
     D3pm,
     Diffusion,
     DiscreteFlow,
+    Embedding,
     FlowMatching,
     GenMd4,
     Gidd,
+    Latent,
     Md4,
     Mdlm,
     Method,
@@ -90,7 +92,9 @@ ENTRIES = [
     Entry(Block(inner=Mdlm(), size=4), laws="tests/test_block.py"),
     Entry(DiscreteFlow(), laws="tests/test_flows.py"),
     Entry(ArgmaxFlow(), laws="tests/test_flows.py"),
+    Entry(Embedding(), laws="tests/test_embedding.py"),
     Entry(Autoencoder(), laws="tests/test_latent.py"),
+    Entry(Latent(), laws="tests/test_latent.py"),
 ]
 METHODS_IN_TABLE = [entry.method for entry in ENTRIES]
 METHODS = [entry.method for entry in ENTRIES if entry.laws == "tests/test_laws.py"]

@@ -16,6 +16,7 @@ from discdiff.methods.block import Block
 from discdiff.methods.d3pm import D3pm
 from discdiff.methods.diffusion import Diffusion
 from discdiff.methods.discrete_flow import DiscreteFlow
+from discdiff.methods.embedding import Embedding
 from discdiff.methods.flow_matching import FlowMatching
 from discdiff.methods.genmd4 import GenMd4
 from discdiff.methods.gidd import Gidd
@@ -39,6 +40,7 @@ __all__ = [
     "D3pm",
     "Diffusion",
     "DiscreteFlow",
+    "Embedding",
     "FlowMatching",
     "Follows",
     "GenMd4",
@@ -99,6 +101,7 @@ AnyMethod = Annotated[
     | Block
     | DiscreteFlow
     | ArgmaxFlow
+    | Embedding
     | Autoencoder
     | Latent,
     Field(discriminator="kind"),

@@ -75,8 +75,8 @@ class GaussianDiffusion(Value, frozen=True):
         self, net: Network, z: Vectors, t: Times, before: Vectors | None, condition: Condition
     ) -> Vectors:
         """The network's output at z_t; `before` is the estimate it may read, None for none. `-> [B, L, E]`"""
-        if self.self_conditioning is not None:
-            z = torch.cat([z, torch.zeros_like(z) if before is None else before.to(z)], dim=-1)
+        if self.self_conditioning is not None and before is not None:
+            z = torch.cat([z, before.to(z)], dim=-1)
         return net.head(net.trunk(z, t, condition))
 
     def estimate(

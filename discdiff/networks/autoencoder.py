@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from discdiff.networks.attention import Bidirectional
 from discdiff.networks.conditioner import ask
-from discdiff.networks.embedding import TokenEmbedding
+from discdiff.networks.embedding import TokenEmbedding, VectorEmbedding
 from discdiff.networks.given import up_to_last, without_padding
 from discdiff.networks.transformer import Head, Transformer, Trunk
 from discdiff.types import Canvas, Condition, DiscdiffError
@@ -74,7 +74,7 @@ class Decoder(nn.Module):
     def __init__(self, vocab: int, span: int, size: int, backbone: Transformer):
         super().__init__()
         self.span = span
-        self.spread = nn.Linear(size, span * backbone.width, bias=False)
+        self.spread = VectorEmbedding(size, span * backbone.width)
         self.trunk = Trunk(backbone, Bidirectional(), nn.Identity())
         self.head = Head(backbone.width, vocab, tied=None)
 

@@ -54,8 +54,14 @@ class ClassEmbedding(nn.Module):
 
 
 class VectorEmbedding(nn.Linear):
-    """Vectors to vectors of the trunk's width: `[B, L, E] -> [B, L, D]`."""
+    """Vectors to vectors of the trunk's width: `[B, L, E] -> [B, L, D]`. Numbers that are missing are
+    zeros.
+    """
 
     def __init__(self, size: int, width: int):
         super().__init__(size, width, bias=False)
         nn.init.normal_(self.weight, std=1 / math.sqrt(size))
+
+    def forward(self, input: Tensor) -> Float[Tensor, "B L D"]:
+        missing = self.in_features - input.shape[-1]
+        return super().forward(F.pad(input, (0, missing)) if missing > 0 else input)

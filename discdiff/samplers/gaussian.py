@@ -196,16 +196,19 @@ class GaussianSampler(Value, frozen=True):
         return z
 
     def _look(self, denoiser: Denoiser) -> Look:
-        free = denoiser.free
+        free, condition = denoiser.free, denoiser.condition
         given = not bool(free.all())
+
+        def clamped(z: Tensor, *given: Any) -> Tensor:
+            found = denoiser.estimate(z, *given)
+            return found if denoiser.nearest is None else denoiser.nearest(found)
 
         def look(z: Tensor, t: float, before: Tensor) -> Tensor:
             times = torch.full((len(z), 1), t, dtype=torch.float64, device=z.device)
             times = torch.where(free, times, 0) if given else times
-            found = fixed(denoiser.estimate, self.microbatch, z, times, before, denoiser.condition)
-            if self.clamping is None or denoiser.nearest is None or t > self.clamping.below:
-                return found
-            return denoiser.nearest(found)
+            clamp = self.clamping is not None and t <= self.clamping.below
+            call = clamped if clamp else denoiser.estimate
+            return fixed(call, self.microbatch, z, times, before, condition)
 
         return look
 
