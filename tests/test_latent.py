@@ -44,7 +44,8 @@ def small_network(method, vocab=VOCAB, backbone=BACKBONE, std=0.3):
     torch.manual_seed(1)
     net = method.network(backbone, vocab).eval()
     for parameter in net.parameters():
-        torch.nn.init.normal_(parameter, std=std)
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=std)
     return net
 
 
@@ -169,7 +170,7 @@ def test_the_blocks_of_the_backbone_are_shared_out(layers):
 @each([Autoencoder(size=8), Autoencoder(span=4, size=16)])
 def test_a_trained_autoencoder_reconstructs_every_text_through_noise(method):
     """Of random tokens, which nothing but their latents tells."""
-    net = trained(method, lambda step: texts(32, seed=step), steps=80)
+    net = trained(method, lambda step: texts(32, seed=step), steps=120, rate=5e-3)
     x = canvas(texts(500, seed=10_000))
     assert torch.equal(method.reconstruct(net, x), x.tokens)
     with torch.no_grad():
@@ -340,6 +341,7 @@ def runs(tmp_path_factory):
 
 def test_the_autoencoder_stays_as_it_was_trained_bit_for_bit(runs):
     """Through AdamW with decay, averaging, bfloat16 and a checkpoint, which needs no other."""
+    torch.set_default_dtype(torch.float32)
     folder, first, net, logs, _ = runs
     trained_first, found = first.state_dict(), load(str(folder / "b")).network
     for each_net in (net, found):
@@ -353,6 +355,7 @@ def test_the_autoencoder_stays_as_it_was_trained_bit_for_bit(runs):
 
 
 def test_interrupted_and_resumed_it_is_the_same(runs, tmp_path):
+    torch.set_default_dtype(torch.float32)
     folder, first, net, _, recipe = runs
     method = LATENTS[0]
     shutil.copytree(folder / "b" / "step-00000008", tmp_path / "step-00000008")
@@ -382,10 +385,14 @@ class Known(torch.nn.Module):
 
     def __init__(self, z):
         super().__init__()
+        self.vocab = VOCAB
         self.z = torch.nn.Parameter(z)
         self.head = torch.nn.Identity()
 
     def trunk(self, x, t, condition):
+        return self.z
+
+    def forward(self, x, t, condition):
         return self.z
 
 
@@ -407,7 +414,7 @@ def test_known_latents_are_drawn_and_decoded_to_their_text(span):
 @each(LATENTS)
 def test_a_sample_does_not_depend_on_its_company(method):
     torch.set_default_dtype(torch.float32)
-    net = small_network(method, std=0.5)
+    net = small_network(method)
     x = canvas(torch.zeros(7, LENGTH, dtype=torch.int64), first_row=40)
     sampler = method.default_sampler(5).model_copy(update={"microbatch": 4})
     whole = method.sample(net, x, sampler, Noise(3))
@@ -419,7 +426,7 @@ def test_a_sample_does_not_depend_on_its_company(method):
 
 
 def test_an_observer_sees_the_tokens_of_every_state():
-    net = small_network(PLAIN, std=0.5)
+    net = small_network(PLAIN)
     x = canvas(torch.zeros(3, LENGTH, dtype=torch.int64))
     seen = []
     drawn = PLAIN.sample(

@@ -24,12 +24,12 @@ from torch import Tensor, nn
 
 from discdiff.methods.autoencoder import Autoencoder
 from discdiff.methods.gaussian_diffusion import GaussianDiffusion, SelfConditioning
-from discdiff.networks import AnyBackbone, TransformerNetwork
+from discdiff.networks import AnyBackbone
 from discdiff.networks.autoencoder import AutoencoderNetwork, Seen, portions
 from discdiff.noise import Noise
 from discdiff.predictions import AnyPrediction, PredictVelocity
 from discdiff.processes.gaussian import VariancePreserving
-from discdiff.samplers import GaussianSampler
+from discdiff.samplers import AnySampler, GaussianSampler
 from discdiff.samplers.compatible import check
 from discdiff.samplers.gaussian import Denoiser, unwatched
 from discdiff.samplers.microbatch import fixed
@@ -41,7 +41,7 @@ from discdiff.types import Canvas, Condition, DiscdiffError, Network, VectorCanv
 class LatentNetwork(nn.Module):
     """A frozen autoencoder, and the network that denoises its latents."""
 
-    def __init__(self, autoencoder: AutoencoderNetwork, denoiser: TransformerNetwork):
+    def __init__(self, autoencoder: AutoencoderNetwork, denoiser: nn.Module):
         super().__init__()
         self.vocab = autoencoder.vocab
         self.autoencoder = autoencoder.requires_grad_(False).eval()
@@ -116,7 +116,7 @@ class Latent(GaussianDiffusion, frozen=True):
         self,
         net: LatentNetwork,
         canvas: Canvas,
-        sampler: GaussianSampler,
+        sampler: AnySampler,
         noise: Noise,
         observe: Observer = nobody,
     ) -> Int64[Tensor, "B L"]:
@@ -124,12 +124,13 @@ class Latent(GaussianDiffusion, frozen=True):
         each state decodes to. `-> [B, L]`
         """
         check(self, sampler)
+        chosen = cast(GaussianSampler, sampler)
         _check_nothing_given(canvas)
         seen = _seen(canvas, self.autoencoder.span)
         blank = next(net.denoiser.parameters()).new_zeros(*seen.live_latents.shape, self.autoencoder.size)
 
         def decode(z: Tensor) -> Tensor:
-            logits = fixed(net.autoencoder.decode, sampler.microbatch, z, seen.canvas.condition)
+            logits = fixed(net.autoencoder.decode, chosen.microbatch, z, seen.canvas.condition)
             return logits.argmax(-1)
 
         def watch(t: float, z: Tensor) -> None:
@@ -142,7 +143,7 @@ class Latent(GaussianDiffusion, frozen=True):
             seen.live_latents,
             Condition(canvas.condition.labels, seen.documents),
         )
-        z = sampler.run(denoiser, noise.on(canvas.rows), unwatched if observe is nobody else watch)
+        z = chosen.run(denoiser, noise.on(canvas.rows), unwatched if observe is nobody else watch)
         return decode(z)
 
 
