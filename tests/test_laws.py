@@ -18,6 +18,7 @@ from discdiff import oracle
 from discdiff.methods import (
     AnyMethod,
     ArgmaxFlow,
+    Autoencoder,
     Autoregressive,
     Block,
     D3pm,
@@ -29,6 +30,7 @@ from discdiff.methods import (
     FlowMatching,
     GenMd4,
     Gidd,
+    Latent,
     Md4,
     Mdlm,
     Method,
@@ -95,6 +97,8 @@ ENTRIES = [
     Entry(DiscreteFlow(), laws="tests/test_flows.py"),
     Entry(ArgmaxFlow(), laws="tests/test_flows.py"),
     Entry(Embedding(), laws="tests/test_embedding.py"),
+    Entry(Autoencoder(), laws="tests/test_latent.py"),
+    Entry(Latent(), laws="tests/test_latent.py"),
 ]
 METHODS_IN_TABLE = [entry.method for entry in ENTRIES]
 METHODS = [entry.method for entry in ENTRIES if entry.laws == "tests/test_laws.py"]

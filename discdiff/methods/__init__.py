@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from discdiff.methods.argmax_flow import ArgmaxFlow
+from discdiff.methods.autoencoder import Autoencoder
 from discdiff.methods.autoregressive import Autoregressive
 from discdiff.methods.block import Block
 from discdiff.methods.d3pm import D3pm
@@ -21,6 +22,7 @@ from discdiff.methods.embedding import Embedding
 from discdiff.methods.flow_matching import FlowMatching
 from discdiff.methods.genmd4 import GenMd4
 from discdiff.methods.gidd import Gidd
+from discdiff.methods.latent import Latent
 from discdiff.methods.md4 import Md4
 from discdiff.methods.mdlm import Mdlm
 from discdiff.methods.multinomial import Multinomial
@@ -35,6 +37,7 @@ from discdiff.types import Canvas, Network
 __all__ = [
     "AnyMethod",
     "ArgmaxFlow",
+    "Autoencoder",
     "Autoregressive",
     "Block",
     "D3pm",
@@ -47,6 +50,7 @@ __all__ = [
     "Follows",
     "GenMd4",
     "Gidd",
+    "Latent",
     "Md4",
     "Mdlm",
     "Method",
@@ -80,14 +84,14 @@ class Scored(Method, Protocol):
 
 
 @runtime_checkable
-class Follows(Method, Protocol):
-    """A family whose training starts from what another has learned: distillation, diffusion of latents.
+class Follows(Protocol):
+    """A method whose training starts from what another has learned: distillation, diffusion of latents.
 
     `begin` puts into a new network what it takes from a trained network of `first`.
     """
 
     @property
-    def first(self) -> Method: ...
+    def first(self) -> Any: ...
     def begin(self, net: Any, trained: Any) -> None: ...
 
 
@@ -119,7 +123,9 @@ AnyMethod = Annotated[
     | Block
     | DiscreteFlow
     | ArgmaxFlow
-    | Embedding,
+    | Embedding
+    | Autoencoder
+    | Latent,
     Field(discriminator="kind"),
 ]
 Block.model_rebuild(_types_namespace={"AnyMethod": AnyMethod})

@@ -30,10 +30,7 @@ def given(canvas: Canvas, rightward: bool) -> Canvas:
             "context stands after free positions, and a flow from left to right can be given a prefix only: "
             "move the context to the front, or use a diffusion method to infill"
         )
-    if bool(live.all()):
-        return canvas
-    tokens = torch.where(live, canvas.tokens, 0)
-    return replace(canvas, tokens=tokens, condition=_apart(canvas.condition, live))
+    return without_padding(canvas)
 
 
 def given_to_sample(canvas: Canvas, rightward: bool) -> Canvas:
@@ -49,6 +46,15 @@ def given_to_sample(canvas: Canvas, rightward: bool) -> Canvas:
             "give no restriction, or use a diffusion or autoregressive method"
         )
     return given(canvas, rightward)
+
+
+def without_padding(canvas: Canvas) -> Canvas:
+    """The canvas with what stands behind the last free position made token 0 and a document of its own."""
+    live = up_to_last(canvas.free)
+    if bool(live.all()):
+        return canvas
+    tokens = torch.where(live, canvas.tokens, 0)
+    return replace(canvas, tokens=tokens, condition=_apart(canvas.condition, live))
 
 
 def up_to_last(free: Bool[Tensor, "B L"]) -> Bool[Tensor, "B L"]:
