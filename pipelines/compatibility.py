@@ -3,13 +3,12 @@
 from collections.abc import Iterator
 from typing import Any, get_args
 
-from pydantic import ValidationError
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from discdiff.methods import AnyMethod, D3pm, FlowMatching, Mdlm, Sedd
+from discdiff.methods import AnyMethod, D3pm, FlowMatching, Mdlm, Sedd, Udlm
 from discdiff.processes import Hybrid, Mask, Matrix, Uniform
 from discdiff.processes.kernels import Gaussian
 from discdiff.samplers.matrix import Cell, matrix
@@ -26,12 +25,13 @@ TAKES = "●"
 
 
 def methods() -> Iterator[Any]:
-    """Every family as it is by default, around MDLM where it needs another, and on other noise."""
+    """Every family as it is by default, with MDLM inside or UDLM as teacher where it needs another, and on
+    other noise.
+    """
+    needed = {"inner": Mdlm(), "teacher": Udlm()}
     for family in get_args(get_args(AnyMethod)[0]):
-        try:
-            yield family()
-        except ValidationError:
-            yield family(inner=Mdlm())
+        fields = family.model_fields
+        yield family(**{name: each for name, each in needed.items() if name in fields})
     yield from ON_OTHER_NOISE
 
 

@@ -18,10 +18,13 @@ from discdiff.methods import (
     Block,
     D3pm,
     DiscreteFlow,
+    Duo,
+    DuoDistilled,
     Embedding,
     FlowMatching,
     GenMd4,
     Gidd,
+    Latent,
     Md4,
     Mdlm,
     Multinomial,
@@ -104,6 +107,8 @@ FAMILIES: tuple[AnyMethod, ...] = (
     Md4(),
     GenMd4(),
     Udlm(),
+    Duo(),
+    DuoDistilled(teacher=Duo()),
     Gidd(),
     Sedd(),
     D3pm(),
@@ -113,6 +118,7 @@ FAMILIES: tuple[AnyMethod, ...] = (
     DiscreteFlow(),
     ArgmaxFlow(),
     Embedding(),
+    Latent(),
 )
 """One of each family, as its paper has it."""
 
