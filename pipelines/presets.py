@@ -69,15 +69,15 @@ def smoke() -> Experiment:
 def compare() -> Experiment:
     """Every family, with the same network, tokens and steps, on Python's documentation and on a known law."""
     recipe = Recipe(
-        steps=600,
+        steps=400,
         batch=32,
         learning_rate=2e-3,
-        warmup=60,
+        warmup=40,
         decay=CosineDecay(),
         ema=0.98,
         validate_every=200,
         validate_rows=64,
-        checkpoint_every=600,
+        checkpoint_every=400,
     )
     chain = MarkovChain.random(vocab=16, seed=1, contrast=2.0)
     law = Law(law=chain, length=32, train=20_000, validation=256, test=1024)
@@ -85,7 +85,7 @@ def compare() -> Experiment:
         name="compare",
         corpus=Tokenize(corpus=PythonDocs(), tokenizer=Characters()),
         methods=FAMILIES,
-        backbone=Transformer(layers=3, width=96, heads=4),
+        backbone=Transformer(layers=4, width=96, heads=4),
         recipe=recipe,
         packing=Wrap(length=64),
         drawing=Drawing(sampler=Default(steps=64), count=64),
