@@ -23,6 +23,7 @@ from torch import Tensor
 from discdiff.algebra import log_bridge, log_one_hot, log_score_from_clean, reverse_rate
 from discdiff.processes import Process
 from discdiff.schedules import Schedule
+from discdiff.sums import cross_entropy
 from discdiff.types import Value
 
 
@@ -79,7 +80,7 @@ def masked_divergence(
     """The bound's integrand with mask noise: weighted cross-entropy at masked positions. `[..., V] ->
     [...]`
     """
-    entropy = -logits.log_softmax(-1).gather(-1, x0[..., None])[..., 0]
+    entropy = cross_entropy(logits, x0)
     weight = clock.mask_weight(schedule, t) * (x_t == logits.shape[-1])
     return entropy * weight.to(entropy)
 
