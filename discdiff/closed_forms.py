@@ -1,5 +1,5 @@
-"""The divergences of `discdiff.objectives` in closed form, for noise that interpolates and a head that states a
-law of tokens.
+"""The divergences of `discdiff.objectives` in closed form, for noise that interpolates and a head that states
+a law of tokens.
 
 With kappa = alpha / u and the leave-one-out law w, a token's marginal is q_t(y | w) = u (1 + kappa w(y)), and
 likewise q_t(y | x_0) = u (1 + kappa [y = x_0]), which takes two values. So every divergence follows from w at
@@ -98,7 +98,9 @@ class Stand:
         return torch.where(self.same, _log1p_exp(odds), 0) - self.lift(odds)
 
     def entropy(self, odds: Tensor) -> Tensor:
-        """-log p(x_0 | x_t), the posterior's cross-entropy, where kappa of t is exp(odds). `[...] -> [...]`"""
+        """-log p(x_0 | x_t), the cross-entropy of the posterior, where kappa of t is exp(odds). `[...] ->
+        [...]`
+        """
         return -self.log_w0 - self.log_ratio(odds)
 
 

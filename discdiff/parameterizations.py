@@ -142,7 +142,7 @@ class Score(_Reading, frozen=True):
     def offsets(
         self, process: Interpolating, x_t: Int64[Tensor, "*n"], t: Float64[Tensor, "*n"], vocab: int
     ) -> tuple[Float64[Tensor, "*n"], Float64[Tensor, "*n"]]:
-        """What the outputs lack for log ratios, of tokens and of the mask: nothing. `[...] -> [...], [...]`"""
+        """What outputs lack for log ratios, at tokens and at the mask: nothing. `[...] -> [...], [...]`"""
         zero = torch.zeros(x_t.shape, dtype=torch.float64, device=x_t.device)
         return zero, zero
 

@@ -11,9 +11,9 @@ before its step, by the kernel's high-water mark, which is reset first: logits, 
 matrix products and gradients of weights and features all count. On CUDA it is the allocator's peak, likewise
 reset. Each case has a process of its own.
 
-`head at` is the share of the batch's positions at which the head was evaluated in the forward pass. Limits, and
-an exit status of 1 where one is passed: mask noise evaluates it at exactly the positions that it masked, and
-no case peaks above one tensor of logits at all positions.
+`head at` is the share of the batch's positions at which the head was evaluated in the forward pass. Limits,
+and an exit status of 1 where one is passed: mask noise evaluates it at exactly the positions that it masked,
+and no case peaks above one tensor of logits at all positions.
 """
 
 import argparse
@@ -180,9 +180,7 @@ def main() -> int:
         print(json.dumps(measure(given.case, given)))
         return 0
     chosen = [name for name in CASES if not given.only or name.startswith(tuple(given.only))]
-    print(
-        f"{'':26}{'head at':>9}{'seconds':>9}{'bare':>7}{'ratio':>7}{'peak / logits':>15}{'bare':>6}{'ratio':>7}"
-    )
+    print(f"{'':26}  head at  seconds   bare  ratio  peak / logits  bare  ratio")
     return int(any([over(name, child(name)) for name in chosen]))
 
 
