@@ -24,6 +24,7 @@ from discdiff.algebra import log_bridge, log_one_hot, log_score_from_clean, reve
 from discdiff.processes import Process
 from discdiff.processes.gaussian import VariancePreserving
 from discdiff.schedules import Schedule
+from discdiff.sums import cross_entropy
 from discdiff.types import Value
 
 
@@ -80,47 +81,9 @@ def masked_divergence(
     """The bound's integrand with mask noise: weighted cross-entropy at masked positions. `[..., V] ->
     [...]`
     """
-    entropy = -logits.log_softmax(-1).gather(-1, x0[..., None])[..., 0]
+    entropy = cross_entropy(logits, x0)
     weight = clock.mask_weight(schedule, t) * (x_t == logits.shape[-1])
     return entropy * weight.to(entropy)
-
-
-def uniform_divergence(
-    schedule: Schedule,
-    logits: Float[Tensor, "*n V"],
-    x0: Int64[Tensor, "*n"],
-    x_t: Int64[Tensor, "*n"],
-    t: Float64[Tensor, "*n"],
-) -> Float[Tensor, "*n"]:
-    """The bound's integrand with uniform noise, of the logits of a leave-one-out law w. `[..., V] -> [...]`
-
-    With c = V alpha and a = 1 - alpha, V times the marginals are
-
-        true   qb(y) = c [y = x_0] + a,      model   qt(y) = c w(y) + a,
-
-    and the divergence of rates, -alpha' / (V alpha) * sum over y of (r̂ - r + r log(r / r̂)) with r =
-    qb(y)/qb(x_t), r̂ = qt(y)/qt(x_t), needs only three numbers of the logits, because qb takes two values:
-    w(x_t), w(x_0) and sum over y of log qt(y). So the backward pass holds one tensor of the logits' size.
-    """
-    vocab = logits.shape[-1]
-    alpha, dalpha = schedule.alpha(t), schedule.dalpha(t)
-    scale, floor = (vocab * alpha).to(logits), schedule.beta(t).to(logits)
-    log_qt = torch.logaddexp(logits.log_softmax(-1) + scale.log()[..., None], floor.log()[..., None])
-    model_t, model_0 = _at(log_qt, x_t), _at(log_qt, x0)
-    true_0, true_other = (scale + floor).log(), floor.log()
-    true_t = torch.where(x_t == x0, true_0, true_other)
-    # sum over y of r̂ is V / qt(x_t); the same holds for r; the terms of y = x_t cancel.
-    ratios = vocab * ((-model_t).exp() - (-true_t).exp())
-    # sum over y of r (log r - log r̂), where r is one number for every y but x_0.
-    other = (true_other - true_t).exp()
-    first = (true_0 - true_t).exp()
-    gap = model_t - true_t
-    rest = other * ((vocab - 1) * (true_other + gap) - (log_qt.sum(-1) - model_0))
-    return (-dalpha / (vocab * alpha)).to(logits) * (ratios + rest + first * (true_0 + gap - model_0))
-
-
-def _at(values: Tensor, index: Tensor) -> Tensor:
-    return values.gather(-1, index[..., None])[..., 0]
 
 
 class Continuous(Value, frozen=True):

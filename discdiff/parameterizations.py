@@ -20,7 +20,7 @@ from discdiff.algebra import (
     log_posterior,
     log_score_from_clean,
 )
-from discdiff.processes import Process
+from discdiff.processes import Interpolating, Process
 from discdiff.schedules import before_one
 from discdiff.types import Value
 
@@ -79,6 +79,12 @@ class LeaveOneOut(_Reading, frozen=True):
 
     kind: Literal["leave_one_out"] = "leave_one_out"
 
+    def tilt(
+        self, process: Interpolating, x_t: Int64[Tensor, "*n"], t: Float64[Tensor, "*m"], vocab: int
+    ) -> Float64[Tensor, "*n"]:
+        """What the logit at x_t lacks for that of the leave-one-out law: nothing. `[...] -> [...]`"""
+        return torch.zeros(x_t.shape, dtype=torch.float64, device=x_t.device)
+
     def log_clean(self, process: Process, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         return raw.log_softmax(-1)
 
@@ -92,6 +98,16 @@ class Posterior(_Reading, frozen=True):
     """
 
     kind: Literal["posterior"] = "posterior"
+
+    def tilt(
+        self, process: Interpolating, x_t: Int64[Tensor, "*n"], t: Float64[Tensor, "*m"], vocab: int
+    ) -> Float64[Tensor, "*n"]:
+        """What the logit at x_t lacks for that of the leave-one-out law: log(u / (alpha + u)). `[...] ->
+        [...]`
+        """
+        level = process.levels(t, vocab)
+        share = level.uniform / (level.alpha + level.uniform)
+        return torch.where(x_t == vocab, 0, share.log())
 
     def log_clean(self, process: Process, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         return log_clean_from_posterior(process, raw, x_t, t)
@@ -123,6 +139,13 @@ class Score(_Reading, frozen=True):
     def log_score(self, process: Process, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         return raw.scatter(-1, x_t[..., None], 0)
 
+    def offsets(
+        self, process: Interpolating, x_t: Int64[Tensor, "*n"], t: Float64[Tensor, "*n"], vocab: int
+    ) -> tuple[Float64[Tensor, "*n"], Float64[Tensor, "*n"]]:
+        """What outputs lack for log ratios, at tokens and at the mask: nothing. `[...] -> [...], [...]`"""
+        zero = torch.zeros(x_t.shape, dtype=torch.float64, device=x_t.device)
+        return zero, zero
+
     def express(self, process: Process, log_clean: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         return log_score_from_clean(process, log_clean, x_t, before_one(t))
 
@@ -136,6 +159,15 @@ class ScaledScore(Score, frozen=True):
     """
 
     kind: Literal["scaled_score"] = "scaled_score"  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def offsets(
+        self, process: Interpolating, x_t: Int64[Tensor, "*n"], t: Float64[Tensor, "*n"], vocab: int
+    ) -> tuple[Float64[Tensor, "*n"], Float64[Tensor, "*n"]]:
+        """The scale, which is one number for all tokens and one for the mask. `[...] -> [...], [...]`"""
+        level = process.levels(before_one(t), vocab)
+        token, mask = (level.alpha / vocab + level.uniform).log(), level.mask.log()
+        here = torch.where(x_t == vocab, mask, token)
+        return token - here, mask - here
 
     def _scale(self, process: Process, vocab: int, like: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         spread = torch.full((), -math.log(vocab), dtype=like.dtype, device=like.device)

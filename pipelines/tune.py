@@ -113,9 +113,10 @@ def tune(spec: Tune, work: Work) -> Trials:
 def in_steps(method: AnyMethod, timesteps: int) -> Method:
     """What measures a method for the ranking: for a diffusion, the bound in T steps.
 
-    An exact likelihood stands for itself. Raises DiscdiffError for a method without either.
+    An exact likelihood stands for itself, as does a bound where tokens are noised each in its own way, which
+    D3PM's steps don't know. Raises DiscdiffError for a method without either.
     """
-    if isinstance(method, Diffusion):
+    if isinstance(method, Diffusion) and method.tokens_alike:
         clock = Steps(count=timesteps)
         return D3pm(process=method.process, parameterization=method.parameterization, clock=clock)
     if hasattr(method, "bound"):

@@ -147,6 +147,20 @@ def assert_mean(draws, expected):
     assert bool((error < 4.5 * draws.std(0) / len(draws) ** 0.5).all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("t", [2.0**-53, 1e-9, 0.5, 1 - 1e-9, 1 - 2.0**-53])
+def test_values_and_gradients_are_finite_at_both_ends_of_time(t, dtype):
+    torch.set_default_dtype(torch.float32)
+    features = torch.randn(20, 8).to(dtype).requires_grad_()
+    head = ExponentHead(torch.nn.Linear(8, 5, bias=False).to(dtype), 5, 1.0)
+    x0, masked = torch.arange(20) % 5, torch.full((20,), 5)
+    raw = head(features).float()
+    value = GenMd4().density(raw, x0, masked, torch.full((20,), t, dtype=torch.float64))
+    assert bool(value.isfinite().all())
+    for gradient in torch.autograd.grad(value.sum(), (features, *head.parameters())):
+        assert bool(gradient.isfinite().all())
+
+
 def test_exponents_are_of_this_family_only():
     with pytest.raises(TypeError, match="ExponentHead"):
         exponents_of(Mdlm().network(Transformer(layers=1, width=16, heads=2), 5))

@@ -233,10 +233,13 @@ def test_the_closed_form_is_the_generic_form(method):
     x_t = method.process.corrupt(x0, t, vocab, noise)[:, 0]
     live = method.process.live(x_t, vocab)
     x0, x_t, t = x0[live, 0], x_t[live], t[live, 0]
-    raw = torch.randn(len(x0), method.parameterization.width(method.process, vocab))
+    raw = torch.randn(len(x0), method.parameterization.width(method.process, vocab)).requires_grad_()
     generic = method.clock.density(method.process, method.parameterization, raw, x0, x_t, t)
-    torch.testing.assert_close(method.density(raw, x0, x_t, t), generic, rtol=1e-9, atol=1e-9)
+    closed = method.density(raw, x0, x_t, t)
+    torch.testing.assert_close(closed, generic, rtol=1e-9, atol=1e-9)
     assert bool((generic > -1e-9).all())
+    ours, theirs = (torch.autograd.grad(value.sum(), raw)[0] for value in (closed, generic))
+    torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-9)
 
 
 @pytest.mark.parametrize("process", [Mask(), Uniform(), Hybrid()], ids=repr)
@@ -347,7 +350,7 @@ def test_chunks_of_positions_change_nothing(method, monkeypatch):
     x = canvas(torch.randint(0, 5, (6, 8), generator=torch.Generator().manual_seed(3)))
     trained = tuple(p for p in net.parameters() if p.requires_grad)
     whole = torch.autograd.grad(method.loss(net, x, Noise(0)).sum(), trained, allow_unused=True)
-    monkeypatch.setattr("discdiff.methods.diffusion._CHUNK", 7 * 6)
+    monkeypatch.setattr("discdiff.chunks._CHUNK", 7 * 6)
     parts = torch.autograd.grad(method.loss(net, x, Noise(0)).sum(), trained, allow_unused=True)
     for a, b in zip(whole, parts, strict=True):
         assert (a is None) == (b is None)

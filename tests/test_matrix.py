@@ -8,14 +8,18 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+import text_stores
 import torch
 
-from discdiff.methods import Sedd
+from discdiff.data.frequencies import token_counts
+from discdiff.data.store import Store
+from discdiff.methods import D3pm, Sedd
 from discdiff.networks import Transformer
 from discdiff.noise import Noise
+from discdiff.objectives import Steps
 from discdiff.oracle import Law, exact_bound
 from discdiff.parameterizations import LeaveOneOut
-from discdiff.processes import Mask, Matrix, Uniform
+from discdiff.processes import Hybrid, Mask, Matrix, Uniform
 from discdiff.processes.exponential import Eigenbasis, Uniformization
 from discdiff.processes.information import mutual_information, mutual_information_schedule
 from discdiff.processes.kernels import Complete, Gaussian, Generator, Neighbors
@@ -142,6 +146,29 @@ FREQUENCIES = [5.0, 1.0, 3.0, 0.0, 2.0]
 def test_with_mask_noise_the_mutual_information_schedule_is_linear():
     schedule = mutual_information_schedule(Mask(), FREQUENCIES, points=8)
     assert schedule.values == pytest.approx([1 - k / 8 for k in range(9)], abs=1e-9)
+
+
+@pytest.mark.parametrize("process", [Mask(), Uniform(), Hybrid()], ids=repr)
+@pytest.mark.parametrize("t", [0.0, 0.3, 0.9])
+def test_mutual_information_is_that_of_the_joint_law(process, t):
+    p = torch.tensor(FREQUENCIES, dtype=torch.float64) / sum(FREQUENCIES)
+    time = torch.full((len(p),), t, dtype=torch.float64)
+    joint = p[:, None] * process.log_marginal(torch.eye(len(p), dtype=torch.float64).log(), time).exp()
+    apart = joint.sum(0) * joint.sum(1, keepdim=True)
+    expected = torch.special.xlogy(joint, joint / apart.clamp_min(1e-300)).sum().item()
+    found = mutual_information(process, torch.tensor(FREQUENCIES, dtype=torch.float64), t)
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_schedule_is_estimated_from_the_tokens_of_a_store(tmp_path):
+    with Store.open(text_stores.make(tmp_path / "store", train=text_stores.draw(20, 30))) as store:
+        counts = token_counts(store)
+        assert sum(counts) == store.tokens
+        tokens = store.read(np.array([0]), store.tokens)[0]
+        assert counts == np.bincount(tokens, minlength=store.vocab).tolist()
+    schedule = mutual_information_schedule(Uniform(), counts, points=4)
+    method = D3pm(process=Uniform(schedule=schedule), clock=Steps(count=4))
+    assert D3pm.model_validate_json(method.model_dump_json()) == method
 
 
 @pytest.mark.parametrize("process", [Uniform(), Matrix(kernel=Gaussian(width=0.5))], ids=repr)

@@ -12,7 +12,7 @@ import pytest
 from discdiff.data.files import Files
 from discdiff.data.packing import Wrap
 from discdiff.data.specification import Tokenize
-from discdiff.methods import Autoregressive, D3pm, Gidd, Mdlm
+from discdiff.methods import Autoregressive, Block, D3pm, GenMd4, Gidd, Mdlm
 from discdiff.networks import Transformer
 from discdiff.processes import Hybrid, Uniform
 from discdiff.schedules import Cosine, Linear
@@ -176,7 +176,8 @@ def test_candidates_are_ranked_by_the_bound_in_steps():
         assert isinstance(measured, D3pm)
         assert (measured.process, measured.parameterization) == (method.process, method.parameterization)
         assert measured.clock.count == 16
-    assert in_steps(Autoregressive(), 16) == Autoregressive()
+    for itself in (Autoregressive(), GenMd4(), Block(inner=Mdlm(), clip=(0.3, 0.8))):
+        assert in_steps(itself, 16) == itself
 
 
 def test_a_method_without_bound_is_refused():

@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from discdiff.chunks import by_chunks
 from discdiff.networks import AnyBackbone, Causal
 from discdiff.noise import Noise
 from discdiff.samplers import AnySampler, LeftToRight
 from discdiff.samplers.compatible import check
 from discdiff.samplers.trace import Observer, nobody
+from discdiff.sums import cross_entropy
 from discdiff.types import Canvas, Network, Value
 
 
@@ -43,9 +45,10 @@ class Autoregressive(Value, frozen=True):
         """-log p of the free tokens, each given all before it: exact. `-> [B]` nats"""
         shifted = F.pad(canvas.tokens[:, :-1], (1, 0), value=net.vocab)
         time = torch.zeros(canvas.shape[0], 1, dtype=torch.float64, device=shifted.device)
-        raw = net(shifted, time, canvas.condition)
-        entropy = F.cross_entropy(raw.transpose(1, 2), canvas.tokens, reduction="none")
-        return (entropy * canvas.free).sum(-1)
+        hidden = net.trunk(shifted, time, canvas.condition)
+        where = canvas.free.nonzero(as_tuple=True)
+        entropy = by_chunks(net.head, net.vocab, cross_entropy, hidden[where], canvas.tokens[where])
+        return entropy.new_zeros(len(shifted)).index_add(0, where[0], entropy)
 
     def sample(
         self, net: Network, canvas: Canvas, sampler: AnySampler, noise: Noise, observe: Observer = nobody

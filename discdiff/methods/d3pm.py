@@ -13,10 +13,12 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
+from discdiff.closed_forms import Stand, bridge_divergence, log_kappa
 from discdiff.methods.diffusion import Diffusion
 from discdiff.objectives import Steps
-from discdiff.parameterizations import AnyParameterization, LeaveOneOut
-from discdiff.processes import AnyProcess, Uniform
+from discdiff.parameterizations import AnyParameterization, LeaveOneOut, Posterior
+from discdiff.processes import AnyProcess, Mask, Matrix, Uniform
+from discdiff.sums import cross_entropy
 
 
 class D3pm(Diffusion, frozen=True):
@@ -28,8 +30,27 @@ class D3pm(Diffusion, frozen=True):
     clock: Steps = Steps(count=1000)  # pyright: ignore[reportIncompatibleVariableOverride]
     auxiliary: float = Field(default=0.01, ge=0)
 
+    def density(self, raw: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """T times the divergence of the bridges of the step that ends at t. `[N, W] -> [N]`"""
+        return self._hybrid(raw, x0, x_t, t, 0.0)
+
     def objective(self, raw: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The bound plus lambda times the cross-entropy of x_0. `[N, W] -> [N]`"""
+        return self._hybrid(raw, x0, x_t, t, self.auxiliary)
+
+    def _hybrid(self, raw: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, auxiliary: float) -> Tensor:
+        process, reading = self.process, self.parameterization
+        if not isinstance(reading, LeaveOneOut | Posterior) or isinstance(process, Matrix):
+            bound = super().density(raw, x0, x_t, t)
+            return bound + auxiliary * self._entropy(raw, x0, x_t, t) if auxiliary else bound
+        if isinstance(process, Mask):
+            weight = self.clock.mask_weight(process.schedule, t) + auxiliary
+            return weight.to(raw) * cross_entropy(raw, x0) * (x_t == raw.shape[-1])
+        s = self.clock.start(t)
+        stand = Stand.of(process, reading, raw, x0, x_t, t, s)
+        bound = self.clock.count * bridge_divergence(process, stand, s, t)
+        return (bound + auxiliary * stand.entropy(log_kappa(process, t, stand.vocab))).to(raw)
+
+    def _entropy(self, raw: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         log_posterior = self.parameterization.log_posterior(self.process, raw, x_t, t)
-        entropy = -log_posterior.gather(-1, x0[..., None])[..., 0]
-        return self.density(raw, x0, x_t, t) + self.auxiliary * entropy
+        return -log_posterior.gather(-1, x0[..., None])[..., 0]

@@ -11,8 +11,8 @@ With t ~ U(0, 1), E[sum over free positions of density] + ends bounds -log p(fre
 `ends` is zero for a schedule that runs from alpha = 1 to alpha = 0 and else the sum of the prior and the
 reconstruction term.
 
-Densities are evaluated only at positions that time reversal can still change, a chunk of positions at a time,
-each chunk's logits recomputed in the backward pass: no tensor `[B, L, V]` is ever held where V is large.
+Densities are evaluated only at positions that time reversal can still change, a chunk of positions at a time
+(`discdiff.chunks`): no tensor `[B, L, V]` is ever held where V is large.
 """
 
 import math
@@ -22,9 +22,9 @@ from typing import ClassVar, cast
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from discdiff import algebra
+from discdiff.chunks import in_chunks
 from discdiff.networks import AnyBackbone
 from discdiff.noise import Noise
 from discdiff.objectives import AnyClock, Continuous, divergence
@@ -34,9 +34,6 @@ from discdiff.samplers import AnySampler, Sampler
 from discdiff.samplers.compatible import check
 from discdiff.samplers.trace import Observer, nobody
 from discdiff.types import Canvas, Network, Value
-
-_CHUNK = 2**25
-"""Logits held at once when there are too many for one piece."""
 
 Term = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(raw [N, W], x0 [N], x_t [N], t [N]) -> [N]"""
@@ -156,13 +153,8 @@ class Diffusion(Value, frozen=True):
     ) -> Float[Tensor, "B"]:
         """Sum a function of some columns over the live positions of each row. `[B, L, ...], ... -> [B]`"""
         where = live.nonzero(as_tuple=True)
-        there = [column[where] for column in columns]
-        size = max(1, _CHUNK // self.parameterization.width(self.process, net.vocab))
-        if len(where[0]) <= size:
-            values = nats(*there)
-        else:
-            pieces = zip(*(column.split(size) for column in there), strict=True)
-            values = torch.cat([_recomputed(nats, *piece) for piece in pieces])
+        width = self.parameterization.width(self.process, net.vocab)
+        values = in_chunks(nats, width, *(column[where] for column in columns))
         return values.new_zeros(live.shape[0]).index_add(0, where[0], values)
 
     def ends(self, net: Network, canvas: Canvas, noise: Noise) -> Float[Tensor, "B"]:
@@ -189,10 +181,3 @@ class Diffusion(Value, frozen=True):
     ) -> Float[Tensor, "*n"]:
         """-log p(x_0 | x_t) at each position: the bound's last term, at t = 0. `[..., W] -> [...]`"""
         return -self.log_denoise(raw, x_t, t).gather(-1, x0[..., None])[..., 0]
-
-
-def _recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    if not torch.is_grad_enabled():
-        return function(*inputs)
-    value = checkpoint(function, *inputs, use_reentrant=False)
-    return value  # pyright: ignore[reportReturnType]

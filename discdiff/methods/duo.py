@@ -22,9 +22,10 @@ from jaxtyping import Float, Float64, Int64
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from discdiff.closed_forms import uniform_divergence
 from discdiff.methods.diffusion import Diffusion
 from discdiff.noise import Noise
-from discdiff.objectives import Continuous, uniform_divergence
+from discdiff.objectives import Continuous
 from discdiff.parameterizations import LeaveOneOut
 from discdiff.processes import Uniform, duality
 from discdiff.types import Canvas, DiscdiffError, Network, Value
@@ -87,7 +88,7 @@ class Duo(Diffusion, frozen=True):
 
     def density(self, raw: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The divergence of rates in closed form. `[N, V] -> [N]`"""
-        return uniform_divergence(self.process.schedule, raw, x0, x_t, t)
+        return uniform_divergence(self.process, self.parameterization, raw, x0, x_t, t)
 
     def loss(self, net: Network, canvas: Canvas, noise: Noise) -> Float[Tensor, "B"]:
         """The bound's integrand, with mixtures for x_t while there is a curriculum. `-> [B]` nats"""

@@ -17,6 +17,7 @@ discrete methods, so that numbers may stand in one column; the two are never mix
 are the same.
 """
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
@@ -24,12 +25,14 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from discdiff.closed_forms import rate_divergence
 from discdiff.methods.diffusion import Diffusion
 from discdiff.noise import Noise
-from discdiff.objectives import Continuous
+from discdiff.objectives import Continuous, masked_divergence
 from discdiff.parameterizations import Posterior
 from discdiff.processes import Mask, Uniform
 from discdiff.schedules import Power
+from discdiff.sums import with_total
 from discdiff.types import Canvas, Network, Value
 
 
@@ -38,9 +41,9 @@ class CrossEntropy(Value, frozen=True):
 
     kind: Literal["cross_entropy"] = "cross_entropy"
 
-    def term(self, log_p: Tensor, x0: Tensor, x_t: Tensor, speed: Tensor) -> Tensor:
-        """-log p(x_0 | x_t). `[..., V] -> [...]`"""
-        return -log_p.gather(-1, x0[..., None])[..., 0]
+    def term(self, stated: "Stated", x0: Tensor, x_t: Tensor, speed: Tensor) -> Tensor:
+        """-log p(x_0 | x_t). `[...] -> [...]`"""
+        return stated.entropy
 
 
 class GeneralizedKl(Value, frozen=True):
@@ -48,18 +51,32 @@ class GeneralizedKl(Value, frozen=True):
 
     kind: Literal["generalized_kl"] = "generalized_kl"
 
-    def term(self, log_p: Tensor, x0: Tensor, x_t: Tensor, speed: Tensor) -> Tensor:
-        """Nats per unit time of the velocities. `[..., V] -> [...]`"""
-        return velocity_divergence(log_p, x0, x_t, speed)
+    def term(self, stated: "Stated", x0: Tensor, x_t: Tensor, speed: Tensor) -> Tensor:
+        """Nats per unit time of the velocities. `[...] -> [...]`"""
+        return velocity_divergence(stated, x0, x_t, speed)
 
 
-def velocity_divergence(log_p: Tensor, x0: Tensor, x_t: Tensor, speed: Tensor) -> Tensor:
-    """h ([x_t = x_0] - p(x_t | x_t) - [x_t != x_0] log p(x_0 | x_t)). `[..., V] -> [...]`"""
-    vocab = log_p.shape[-1]
-    entropy = -log_p.gather(-1, x0[..., None])[..., 0]
-    here = log_p.gather(-1, x_t.clamp_max(vocab - 1)[..., None])[..., 0].exp()
-    stay = torch.where(x_t == vocab, 0, here)
-    return speed * torch.where(x_t == x0, 1 - stay, entropy - stay)
+@dataclass(frozen=True)
+class Stated:
+    """What a posterior says of x_0 and of leaving x_t, from one pass over its logits."""
+
+    entropy: Tensor
+    """-log p(x_0 | x_t)"""
+    leave: Tensor
+    """1 - p(x_t | x_t), which is one at masks"""
+
+    @staticmethod
+    def of(raw: Float[Tensor, "*n V"], x0: Tensor, x_t: Tensor) -> "Stated":
+        """Read the logits. `[..., V] -> [...]`"""
+        sums = with_total(raw, x0, x_t)
+        log_norm = torch.logaddexp(sums.around, sums.at_t)
+        return Stated(log_norm - sums.at_0, (sums.around - log_norm).exp())
+
+
+def velocity_divergence(stated: Stated, x0: Tensor, x_t: Tensor, speed: Tensor) -> Tensor:
+    """h ([x_t = x_0] - p(x_t | x_t) - [x_t != x_0] log p(x_0 | x_t)). `[...] -> [...]`"""
+    moved = stated.entropy - 1 + stated.leave
+    return speed * torch.where(x_t == x0, stated.leave, moved)
 
 
 class FlowMatching(Diffusion, frozen=True):
@@ -71,13 +88,19 @@ class FlowMatching(Diffusion, frozen=True):
     clock: Continuous = Continuous()  # pyright: ignore[reportIncompatibleVariableOverride]
     learns: Annotated[CrossEntropy | GeneralizedKl, Field(discriminator="kind")] = CrossEntropy()
 
+    def density(self, raw: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The divergence of rates of time reversal, shared by all discrete methods. `[N, V] -> [N]`"""
+        if isinstance(self.process, Mask):
+            return masked_divergence(self.clock, self.process.schedule, raw, x0, x_t, t)
+        return rate_divergence(self.process, self.parameterization, raw, x0, x_t, t)
+
     def objective(self, raw: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Cross-entropy or the divergence of velocities. `[N, V] -> [N]`"""
-        return self.learns.term(self.log_denoise(raw, x_t, t), x0, x_t, self._speed(t).to(raw))
+        return self.learns.term(Stated.of(raw, x0, x_t), x0, x_t, self._speed(t).to(raw))
 
     def velocity_density(self, raw: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The integrand of the velocity's own bound. `[N, V] -> [N]`"""
-        return velocity_divergence(self.log_denoise(raw, x_t, t), x0, x_t, self._speed(t).to(raw))
+        return velocity_divergence(Stated.of(raw, x0, x_t), x0, x_t, self._speed(t).to(raw))
 
     def velocity_bound(self, net: Network, canvas: Canvas, noise: Noise) -> Float[Tensor, "B"]:
         """A bound on -log p of what the velocity generates; not comparable with `bound`. `-> [B]` nats"""

@@ -24,12 +24,14 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from discdiff.chunks import by_chunks
 from discdiff.methods.diffusion import Diffusion, Term
 from discdiff.networks import AnyBackbone
 from discdiff.noise import Noise, Stream
 from discdiff.objectives import Continuous
 from discdiff.parameterizations import Posterior
 from discdiff.processes import Mask
+from discdiff.sums import cross_entropy
 from discdiff.types import Canvas, Network
 
 
@@ -81,11 +83,15 @@ class GenMd4(Diffusion, frozen=True):
 
     def density(self, raw: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The divergence of rates at masked positions. `[N, 2V] -> [N]`"""
-        log_mu, exponents = self._read(raw)
-        rate = exponents / t[..., None].to(raw)
-        true = rate.gather(-1, x0[..., None])[..., 0]
-        log_x0 = log_mu.gather(-1, x0[..., None])[..., 0]
-        return ((rate * log_mu.exp()).sum(-1) - true - true * log_x0) * (x_t == log_mu.shape[-1])
+        logits, exponents = raw.chunk(2, dim=-1)
+        here = exponents.gather(-1, x0[..., None])[..., 0]
+        mean = (logits.softmax(-1) * exponents).sum(-1)
+        return self._nats(logits, mean, here, x0, t) * (x_t == logits.shape[-1])
+
+    @staticmethod
+    def _nats(logits: Tensor, mean: Tensor, here: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+        """The divergence from the mean of p under mu, and p of x_0. `[N, V] -> [N]`"""
+        return (mean - here + here * cross_entropy(logits, x0)) / t.to(logits)
 
     def log_bridge(self, raw: Tensor, x_t: Tensor, s: Tensor, t: Tensor) -> Tensor:
         """A masked token becomes v with probability (1 - (s/t)^p_v) mu(v). `[..., 2V] -> [..., V + 1]`"""
@@ -118,13 +124,21 @@ class GenMd4(Diffusion, frozen=True):
         """The bound's integrand at x_t ~ q(. | x_0), and log q(x_t | x_0), whose gradient reaches the
         exponents.
         """
-        exponents = exponents_of(net)[canvas.tokens].double()
-        log_masked = exponents * t.log()
+        exponents = exponents_of(net)
+        log_masked = exponents[canvas.tokens].double() * t.log()
         masked = canvas.free & (noise.uniform(stream, canvas.shape[1]) < log_masked.detach().exp())
         x_t = torch.where(masked, net.vocab, canvas.tokens)
         log_q = torch.where(masked, log_masked, torch.log(-torch.expm1(log_masked)))
         hidden = net.trunk(x_t, t, canvas.condition)
-        nats = self.total(net, hidden, masked, canvas.tokens, x_t, t, self.density)
+
+        def term(logits: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+            p = exponents.to(logits)
+            return self._nats(logits, logits.softmax(-1) @ p, p[x0], x0, t)
+
+        where = masked.nonzero(as_tuple=True)
+        columns = (canvas.tokens[where], t.expand_as(x_t)[where])
+        values = by_chunks(head_of(net).logits, net.vocab, term, hidden[where], *columns)
+        nats = values.new_zeros(len(x_t)).index_add(0, where[0], values)
         return nats, (log_q * canvas.free).sum(-1).to(nats)
 
     @staticmethod
@@ -135,7 +149,12 @@ class GenMd4(Diffusion, frozen=True):
 
 def exponents_of(net: Network) -> Float[Tensor, "V"]:
     """The exponents that a network of `GenMd4` has learned."""
+    return head_of(net).exponents
+
+
+def head_of(net: Network) -> ExponentHead:
+    """The head of a network of `GenMd4`."""
     head = net.head
     if not isinstance(head, ExponentHead):
         raise TypeError(f"a network of genmd4 ends in an ExponentHead, this one in {type(head).__name__}")
-    return head.exponents
+    return head

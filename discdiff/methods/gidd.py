@@ -23,6 +23,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from discdiff.closed_forms import Stand, marginal_divergence, rate_weight
 from discdiff.methods.diffusion import Diffusion
 from discdiff.objectives import Continuous
 from discdiff.parameterizations import LeaveOneOut
@@ -58,7 +59,7 @@ class Dynamic(Value, frozen=True):
         odds = (level.mask + vocab * level.uniform) / level.alpha  # exp(-lambda)
         untouched = process.strength / vocab * odds.sqrt()
         weight = torch.where(x_t == vocab, 2.0, torch.where(x_t == x0, untouched, 1.0))
-        return (self.scale * weight).to(exact)
+        return self.scale * weight
 
 
 class Gidd(Diffusion, frozen=True):
@@ -73,26 +74,16 @@ class Gidd(Diffusion, frozen=True):
     def density(self, raw: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The divergence of marginals with the bound's weight. `[N, V] -> [N]`"""
         weight, nats = self._terms(raw, x0, x_t, t)
-        return weight * nats
+        return (weight * nats).to(raw)
 
     def objective(self, raw: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The divergence of marginals with the weight of training. `[N, V] -> [N]`"""
         exact, nats = self._terms(raw, x0, x_t, t)
-        return self.weighting.weight(self.process, exact, x0, x_t, t, raw.shape[-1]) * nats
+        weight = self.weighting.weight(self.process, exact, x0, x_t, t, raw.shape[-1])
+        return (weight * nats).to(raw)
 
     def _terms(self, raw: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """R / q_t(x_t|x_0), and KL + IS."""
-        vocab = raw.shape[-1]
-        level = self.process.levels(t, vocab)
-        alpha, low, mask = (x.to(raw) for x in (level.alpha, level.uniform, level.mask))
-        high = alpha + low
-        log_q = torch.logaddexp(raw.log_softmax(-1) + alpha.log()[..., None], low.log()[..., None])
-        log_q0 = log_q.gather(-1, x0[..., None])[..., 0]
-        others = (vocab - 1) * low.log() - (log_q.sum(-1) - log_q0)
-        kl = high * (high.log() - log_q0) + low * others
-        masked = x_t == vocab
-        log_qt = log_q.gather(-1, x_t.clamp_max(vocab - 1)[..., None])[..., 0]
-        true_t = torch.where(masked, mask, torch.where(x_t == x0, high, low))
-        log_ratio = torch.where(masked, 0, true_t.log() - log_qt)
-        rate = self.process.rate(x_t, t, vocab)[..., 0].to(raw)
-        return rate / true_t, kl + torch.expm1(log_ratio) - log_ratio
+        stand = Stand.of(self.process, self.parameterization, raw, x0, x_t, t, t)
+        weight = rate_weight(self.process, x0, x_t, t, stand.vocab)
+        return weight, marginal_divergence(self.process, stand, t)

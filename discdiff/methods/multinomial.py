@@ -18,6 +18,7 @@ from jaxtyping import Float, Float64, Int64
 from pydantic import Field
 from torch import Tensor, nn
 
+from discdiff.closed_forms import Stand, bridge_divergence
 from discdiff.methods.diffusion import Diffusion
 from discdiff.networks import AnyBackbone
 from discdiff.noise import Noise
@@ -82,6 +83,12 @@ class Multinomial(Diffusion, frozen=True):
         net = super().network(backbone, vocab)
         net.history = LossHistory(self.clock.count)
         return net
+
+    def density(self, raw: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """T times the divergence of the bridges of the step that ends at t. `[N, V] -> [N]`"""
+        s = self.clock.start(t)
+        stand = Stand.of(self.process, self.parameterization, raw, x0, x_t, t, s)
+        return (self.clock.count * bridge_divergence(self.process, stand, s, t)).to(raw)
 
     def loss(self, net: Network, canvas: Canvas, noise: Noise) -> Float[Tensor, "B"]:
         """The bound at one step per row, drawn by its past losses and weighted back. `-> [B]` nats"""

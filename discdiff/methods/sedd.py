@@ -22,8 +22,9 @@ from torch import Tensor
 
 from discdiff.methods.diffusion import Diffusion
 from discdiff.objectives import Continuous
-from discdiff.parameterizations import AnyParameterization, ScaledScore
+from discdiff.parameterizations import AnyParameterization, ScaledScore, Score
 from discdiff.processes import AnyProcess, Interpolating, Mask
+from discdiff.sums import with_total
 
 
 class Sedd(Diffusion, frozen=True):
@@ -36,22 +37,35 @@ class Sedd(Diffusion, frozen=True):
 
     def density(self, raw: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Score entropy, weighted by the rate. `[N, W] -> [N]`"""
-        if not isinstance(self.process, Interpolating):
-            return super().density(raw, x0, x_t, t)
-        log_s = self.parameterization.log_score(self.process, raw, x_t, t)
-        vocab = log_s.shape[-1] - self.process.extra
-        level = self.process.levels(t, vocab)
-        here = torch.where(x_t == vocab, level.mask, level.uniform + (x_t == x0) * level.alpha)
-        at_x0 = ((level.uniform + level.alpha) / here).to(log_s)
-        at_token, at_mask = (level.uniform / here).to(log_s), (level.mask / here).to(log_s)
-        log_s0 = log_s.gather(-1, x0[..., None])[..., 0]
-        other = log_s[..., :vocab].sum(-1) - log_s0
-        cross = at_x0 * log_s0 + at_token * other
-        negative_entropy = torch.special.xlogy(at_x0, at_x0) + (vocab - 1) * torch.special.xlogy(
+        process, reading = self.process, self.parameterization
+        if isinstance(process, Interpolating) and isinstance(reading, Score):
+            return self._entropy(process, reading, raw, x0, x_t, t)
+        return super().density(raw, x0, x_t, t)
+
+    def _entropy(
+        self, process: Interpolating, reading: Score, raw: Tensor, x0: Tensor, x_t: Tensor, t: Tensor
+    ) -> Tensor:
+        """Score entropy from sums over the tokens that are not x_t, and the mask. `[N, K] -> [N]`"""
+        vocab = raw.shape[-1] - process.extra
+        level, masked = process.levels(t, vocab), x_t == vocab
+        here = torch.where(masked, level.mask, level.uniform + (x_t == x0) * level.alpha)
+        at_x0 = torch.where(x_t == x0, 0, (level.uniform + level.alpha) / here)
+        at_token = level.uniform / here
+        token, mask = reading.offsets(process, x_t, t, vocab)
+        at_0, _, around, total = (x.double() for x in with_total(raw[..., :vocab], x0, x_t))
+        others = vocab - 2 + (x_t == x0).double() + masked
+        rest = total - torch.where(x_t == x0, 0, at_0) + others * token
+        model = (around + token).exp()
+        cross = at_x0 * (at_0 + token) + at_token * rest
+        negative_entropy = torch.special.xlogy(at_x0, at_x0) + others * torch.special.xlogy(
             at_token, at_token
         )
-        if self.process.extra:
-            cross = cross + at_mask * log_s[..., vocab]
+        if process.extra:
+            at_mask = torch.where(masked, 0, level.mask / here)
+            log_mask = torch.where(masked, -torch.inf, raw[..., vocab] + mask)
+            model = model + log_mask.exp()
+            cross = cross + at_mask * torch.where(masked, 0, log_mask)
             negative_entropy = negative_entropy + torch.special.xlogy(at_mask, at_mask)
-        rate = self.process.rate(x_t, t, vocab)[..., 0].to(log_s)
-        return rate * (log_s.exp().sum(-1) - (1 / here).to(log_s) + negative_entropy - cross)
+        true = 1 / here - 1
+        rate = process.rate(x_t, t, vocab)[..., 0]
+        return (rate * (model - true + negative_entropy - cross)).to(raw)

@@ -7,8 +7,9 @@ from typing import Literal
 
 from torch import Tensor
 
+from discdiff.closed_forms import uniform_divergence
 from discdiff.methods.diffusion import Diffusion
-from discdiff.objectives import Continuous, uniform_divergence
+from discdiff.objectives import Continuous
 from discdiff.parameterizations import LeaveOneOut
 from discdiff.processes import Uniform
 
@@ -22,5 +23,5 @@ class Udlm(Diffusion, frozen=True):
     clock: Continuous = Continuous()  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def density(self, raw: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The divergence of rates from w(x_t), w(x_0) and sum log qt. `[N, V] -> [N]`"""
-        return uniform_divergence(self.process.schedule, raw, x0, x_t, t)
+        """The divergence of rates from w(x_t), w(x_0) and the sum of log rho. `[N, V] -> [N]`"""
+        return uniform_divergence(self.process, self.parameterization, raw, x0, x_t, t)

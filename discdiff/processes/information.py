@@ -12,6 +12,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from discdiff.processes.hybrid import Hybrid
+from discdiff.processes.interpolating import Interpolating
 from discdiff.processes.mask import Mask
 from discdiff.processes.matrix import Matrix
 from discdiff.processes.uniform import Uniform
@@ -23,7 +24,13 @@ _SLICE = 2**24
 def mutual_information(
     process: Mask | Uniform | Hybrid | Matrix, frequencies: Float64[Tensor, "V"], t: float
 ) -> float:
-    """I(x_t; x_0) in nats, tokens drawn by their frequencies."""
+    """I(x_t; x_0) in nats, tokens drawn by their frequencies.
+
+    Noise that interpolates leaves the same entropy behind every token, so I = H(x_t) - H(x_t | x_0) costs V;
+    other noise costs V^2.
+    """
+    if isinstance(process, Interpolating):
+        return _interpolating(process, frequencies.double() / frequencies.sum(), t)
     p = frequencies.double() / frequencies.sum()
     seen = p.nonzero()[:, 0]
     time = torch.tensor([t], dtype=torch.float64)
@@ -32,9 +39,22 @@ def mutual_information(
     for part in seen.split(max(1, _SLICE // len(p))):
         certain = torch.full((len(part), len(p)), -torch.inf, dtype=torch.float64)
         law = process.log_marginal(certain.scatter_(-1, part[:, None], 0), time.expand(len(part)))
-        terms = torch.where(law > -torch.inf, law.exp() * (law - total), 0)
+        # A state that nothing reaches may have a share of rounding's size in one of the two.
+        reached = (law > -torch.inf) & (total > -torch.inf)
+        terms = torch.where(reached, law.exp() * (law - total), 0)
         information += (p[part] * terms.sum(-1)).sum().item()
     return information
+
+
+def _interpolating(process: Interpolating, p: Float64[Tensor, "V"], t: float) -> float:
+    level = process.levels(torch.tensor(t, dtype=torch.float64), len(p))
+    spread = _entropy(level.alpha * p + level.uniform).sum()
+    around = _entropy(level.alpha + level.uniform) + (len(p) - 1) * _entropy(level.uniform)
+    return (spread - around).item()
+
+
+def _entropy(p: Tensor) -> Tensor:
+    return -torch.special.xlogy(p, p)
 
 
 def mutual_information_schedule(
@@ -42,7 +62,8 @@ def mutual_information_schedule(
 ) -> Tabulated:
     """alpha at equally spaced times, such that information falls evenly; by bisection of alpha.
 
-    The schedule of `process` itself is not used: only its kind of noise is.
+    `frequencies` of the V tokens need not sum to one; of a store they are `token_counts` of
+    `discdiff.data.frequencies`. The schedule of `process` itself is not used: only its kind of noise is.
     """
     counts = torch.tensor(frequencies, dtype=torch.float64)
     even = process.model_copy(update={"schedule": Linear()})

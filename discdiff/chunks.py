@@ -1,0 +1,44 @@
+"""The head and what follows it, some positions at a time: no tensor `[N, W]` is held where it would be
+large.
+
+Each piece's logits are computed, used and forgotten; the backward pass computes them again. That costs one
+product with the head's matrix in four, and leaves memory below that of one tensor of logits.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+_CHUNK = 2**23
+"""Logits held at once when there are too many for one piece."""
+
+
+def in_chunks(nats: Callable[..., Tensor], width: int, *columns: Tensor) -> Tensor:
+    """A function that takes each position on its own and makes `width` numbers of it on the way.
+    `[N, ...], ... -> [N]`
+    """
+    size = max(1, _CHUNK // width)
+    if len(columns[0]) <= size:
+        return nats(*columns)
+    pieces = zip(*(column.split(size) for column in columns), strict=True)
+    return torch.cat([_recomputed(nats, *piece) for piece in pieces])
+
+
+def by_chunks(
+    head: nn.Module, width: int, term: Callable[..., Tensor], hidden: Tensor, *columns: Tensor
+) -> Tensor:
+    """`term(head(hidden), *columns)`, where the head writes `width` numbers per position. `[N, D] -> [N]`"""
+
+    def nats(h: Tensor, *at: Tensor) -> Tensor:
+        return term(head(h), *at)
+
+    return in_chunks(nats, width, hidden, *columns)
+
+
+def _recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    if not torch.is_grad_enabled():
+        return function(*inputs)
+    value = checkpoint(function, *inputs, use_reentrant=False)
+    return value  # pyright: ignore[reportReturnType]

@@ -1,0 +1,151 @@
+"""What closed forms need of a row of logits: a few numbers, with gradients that hold one tensor of its size.
+
+With `x_0` and `x_t` two entries of a row and "around" all entries but `x_t` (all, where x_t is no token):
+
+    at_0     = raw(x_0)
+    at_t     = raw(x_t), very low where x_t is no token
+    around   = log sum over y != x_t of exp raw(y)
+    total    = sum over y != x_t of raw(y)                                                 (`with_total`)
+    softened = sum over y != x_t of log(1 + kappa w(y)),   w = softmax of raw after `tilt` is added at x_t
+                                                                                        (`with_softened`)
+
+Taking x_t apart keeps what is left of a law that is almost sure of it: no difference of near numbers occurs.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+_NEVER = -1e30
+_MOST = 1e30
+"""kappa is cut here, where what it weighs has long been nothing."""
+
+
+class Sums(NamedTuple):
+    """The numbers above, each `[...]`; `rest` is the one that the function's name says."""
+
+    at_0: Tensor
+    at_t: Tensor
+    around: Tensor
+    rest: Tensor
+
+
+def cross_entropy(raw: Float[Tensor, "*n V"], x0: Int64[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """-log softmax(raw)(x_0). `[..., V] -> [...]`"""
+    return _CrossEntropy.apply(raw, x0)  # pyright: ignore[reportReturnType]
+
+
+def with_total(raw: Float[Tensor, "*n V"], x0: Int64[Tensor, "*n"], x_t: Int64[Tensor, "*n"]) -> Sums:
+    """The entries, their surroundings and their total. `[..., V] -> [...]`"""
+    return Sums(*_Total.apply(raw, x0, x_t))  # pyright: ignore[reportGeneralTypeIssues]
+
+
+def with_softened(
+    raw: Float[Tensor, "*n V"],
+    x0: Int64[Tensor, "*n"],
+    x_t: Int64[Tensor, "*n"],
+    tilt: Tensor,
+    log_kappa: Tensor,
+) -> Sums:
+    """The entries, their surroundings and the softened sum. `[..., V] -> [...]`"""
+    return Sums(*_Softened.apply(raw, x0, x_t, tilt, log_kappa))  # pyright: ignore[reportGeneralTypeIssues]
+
+
+class _CrossEntropy(Function):
+    @staticmethod
+    def forward(ctx: Any, raw: Tensor, x0: Tensor) -> Tensor:
+        top = raw.amax(-1, keepdim=True)
+        share = (raw - top).exp_()
+        whole = share.sum(-1)
+        ctx.save_for_backward(share, whole, x0)
+        return top[..., 0] + whole.log() - _entry(raw, x0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, slope: Tensor
+    ) -> tuple[Tensor, None]:
+        share, whole, x0 = ctx.saved_tensors
+        grad = share * (slope / whole)[..., None]
+        return grad.scatter_add_(-1, x0[..., None], -slope[..., None]), None
+
+
+class _Total(Function):
+    @staticmethod
+    def forward(ctx: Any, raw: Tensor, x0: Tensor, x_t: Tensor) -> tuple[Tensor, ...]:
+        at_t, share, top = _apart(raw, x_t)
+        whole = share.sum(-1)
+        ctx.save_for_backward(share, whole, x0, x_t)
+        total = raw.sum(-1) - torch.where(_token(x_t, raw), at_t, 0)
+        return _entry(raw, x0), at_t, top + whole.log(), total
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *slopes: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        share, whole, x0, x_t = ctx.saved_tensors
+        slope_0, slope_t, slope_around, slope_total = slopes
+        grad = share * (slope_around / whole)[..., None]
+        grad += slope_total[..., None]
+        _add(grad, x_t, torch.where(_token(x_t, share), slope_t - slope_total, 0))
+        return _add(grad, x0, slope_0), None, None
+
+
+class _Softened(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, raw: Tensor, x0: Tensor, x_t: Tensor, tilt: Tensor, log_kappa: Tensor
+    ) -> tuple[Tensor, ...]:
+        at_t, share, top = _apart(raw, x_t)
+        whole = share.sum(-1)
+        around = top + whole.log()
+        log_norm = torch.logaddexp(around, at_t + tilt.to(raw))
+        kappa = log_kappa.exp().clamp_max(_MOST).to(raw) * (top - log_norm).exp()
+        ctx.save_for_backward(
+            share, (top - log_norm).exp(), (at_t + tilt.to(raw) - log_norm).exp(), kappa, whole, x0, x_t
+        )
+        softened = (share * kappa[..., None]).log1p_().sum(-1)
+        return _entry(raw, x0), at_t, around, softened
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *slopes: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        share, scale, w_t, kappa, whole, x0, x_t = ctx.saved_tensors
+        slope_0, slope_t, slope_around, slope_softened = slopes
+        # d log(1 + kappa w(y)) = kappa w(y) / (1 + kappa w(y)) * d log w(y)
+        soft = share * kappa[..., None]
+        soft /= soft + 1
+        pull = slope_softened * soft.sum(-1)
+        grad = soft.mul_(slope_softened[..., None])
+        grad.addcmul_(share, (slope_around / whole - pull * scale)[..., None])
+        _add(grad, x_t, torch.where(_token(x_t, share), slope_t - pull * w_t, 0))
+        return _add(grad, x0, slope_0), None, None, None, None
+
+
+def _apart(raw: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """raw(x_t), and exp(raw - top) with zero at x_t, and top."""
+    here, token = x_t.clamp_max(raw.shape[-1] - 1), _token(x_t, raw)
+    found = _entry(raw, here)
+    share = raw.scatter(-1, here[..., None], torch.where(token, -torch.inf, found)[..., None])
+    top = share.amax(-1).clamp_min(_NEVER)
+    share.sub_(top[..., None]).exp_()
+    return torch.where(token, found, _NEVER), share, top
+
+
+def _token(x_t: Tensor, raw: Tensor) -> Tensor:
+    return x_t < raw.shape[-1]
+
+
+def _entry(raw: Tensor, index: Tensor) -> Tensor:
+    return raw.gather(-1, index[..., None])[..., 0]
+
+
+def _add(grad: Tensor, index: Tensor, value: Tensor) -> Tensor:
+    return grad.scatter_add_(-1, index.clamp_max(grad.shape[-1] - 1)[..., None], value[..., None])

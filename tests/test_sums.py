@@ -1,0 +1,72 @@
+"""Sums over a row of logits: their values are what they say, and their gradients are their derivatives."""
+
+import pytest
+import torch
+
+from discdiff import sums
+
+ROWS, VOCAB = 6, 5
+
+
+@pytest.fixture
+def row():
+    generator = torch.Generator().manual_seed(0)
+    raw = (3 * torch.randn(ROWS, VOCAB, dtype=torch.float64, generator=generator)).requires_grad_()
+    x0 = torch.tensor([0, 1, 2, 3, 4, 0])
+    x_t = torch.tensor([0, 2, VOCAB, 3, 1, VOCAB])
+    return raw, x0, x_t
+
+
+def without(raw, x_t):
+    """The entries but x_t, one row after another."""
+    return [torch.cat([r[:k], r[k + 1 :]]) for r, k in zip(raw, x_t.tolist(), strict=True)]
+
+
+def test_the_cross_entropy(row):
+    raw, x0, _ = row
+    expected = torch.nn.functional.cross_entropy(raw, x0, reduction="none")
+    torch.testing.assert_close(sums.cross_entropy(raw, x0), expected, rtol=1e-14, atol=1e-14)
+    assert torch.autograd.gradcheck(lambda r: sums.cross_entropy(r, x0), raw)
+
+
+def test_the_entries_their_surroundings_and_their_total(row):
+    raw, x0, x_t = row
+    found = sums.with_total(raw, x0, x_t)
+    torch.testing.assert_close(found.at_0, raw.gather(-1, x0[:, None])[:, 0])
+    token = x_t < VOCAB
+    torch.testing.assert_close(found.at_t[token], raw[token].gather(-1, x_t[token, None])[:, 0])
+    assert bool((found.at_t[~token] < -1e20).all())
+    rest = without(raw, x_t)
+    torch.testing.assert_close(found.around, torch.stack([r.logsumexp(0) for r in rest]))
+    torch.testing.assert_close(found.rest, torch.stack([r.sum() for r in rest]))
+    assert torch.autograd.gradcheck(lambda r: sums.with_total(r, x0, x_t), raw)
+
+
+@pytest.mark.parametrize("size", [-40.0, 0.0, 3.0, 60.0])
+def test_the_softened_sum(row, size):
+    raw, x0, x_t = row
+    tilt = torch.linspace(-2, 2, ROWS, dtype=torch.float64)
+    log_kappa = size + torch.linspace(-1, 1, ROWS, dtype=torch.float64)
+    found = sums.with_softened(raw, x0, x_t, tilt, log_kappa)
+    tilted = raw + torch.where(torch.arange(VOCAB) == x_t[:, None], tilt[:, None], 0)
+    law = tilted.softmax(-1)
+    rest = [(1 + k.exp() * w).log().sum() for k, w in zip(log_kappa, without(law, x_t), strict=True)]
+    torch.testing.assert_close(found.rest, torch.stack(rest), rtol=1e-12, atol=1e-15)
+    assert torch.autograd.gradcheck(lambda r: sums.with_softened(r, x0, x_t, tilt, log_kappa), raw)
+
+
+def test_what_is_left_beside_a_sure_entry_keeps_its_precision():
+    raw = torch.zeros(1, VOCAB)
+    raw[0, 2] = 200
+    here = torch.tensor([2])
+    found = sums.with_total(raw, here, here)
+    torch.testing.assert_close(found.around, torch.tensor([4.0]).log())
+
+
+def test_a_row_may_rule_out_all_but_one_entry():
+    raw = torch.full((1, VOCAB), -torch.inf)
+    raw[0, 2] = 0
+    here, zero = torch.tensor([2]), torch.zeros(1, dtype=torch.float64)
+    found = sums.with_softened(raw, here, here, zero, zero)
+    assert found.around.item() == -torch.inf
+    assert found.rest.item() == 0
