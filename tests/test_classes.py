@@ -106,7 +106,7 @@ def test_a_network_trained_on_classes_draws_the_class_that_it_is_asked_for(store
             for strength in (1.0, 3.0)
         ]
         assert abs(shares[0] - 1 / 4) < 0.1
-        assert shares[1] < 0.16
+        assert shares[1] < min(0.2, shares[0])
 
 
 def test_classes_that_can_t_be_are_refused_before_any_worker_starts(stores, tmp_path, tmp_path_factory):
