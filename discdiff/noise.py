@@ -137,7 +137,7 @@ def categorical(log_p: Float[Tensor, "*n K"], u: Float64[Tensor, "*n"]) -> Int64
 
 
 def _invert(log_p: Tensor, u: Tensor) -> Tensor:
-    p = (log_p - log_p.amax(-1, keepdim=True)).exp()
+    p = (log_p - log_p.amax(-1, keepdim=True)).exp_()
     cdf = p.cumsum(-1, dtype=torch.float64)
     total = cdf[:, -1]
     target = torch.minimum(u * total, torch.nextafter(total, torch.zeros_like(total)))

@@ -7,6 +7,8 @@ is the runner's business and changes nothing but rounding.
 """
 
 import json
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,6 +17,7 @@ from pydantic import TypeAdapter, model_validator
 
 from discdiff.data.folder import Folder
 from discdiff.data.loader import Loader
+from discdiff.data.mixture import Classes
 from discdiff.data.packing import AnyPacking, Wrap
 from discdiff.data.store import Store
 from discdiff.methods import AnyMethod, Method
@@ -66,6 +69,8 @@ class Train(Value, frozen=True):
     recipe: Recipe = Recipe()
     packing: AnyPacking = Wrap(length=128)
     parallel: AnyParallel | None = None
+    classes: tuple[Tokens, ...] = ()
+    """More stores, of the same tokenizer: rows of `tokens` are of class 0 then, and of these of 1, 2, ..."""
 
     @model_validator(mode="after")
     def _one_method(self) -> "Train":
@@ -88,7 +93,7 @@ class Train(Value, frozen=True):
         """All fields but `parallel`."""
         return {name: getattr(self, name) for name in type(self).model_fields if name != "parallel"}
 
-    def subject(self, store: Store) -> Subject:
+    def subject(self, store: Store | Classes) -> Subject:
         """What checkpoints of this run say of themselves."""
         return Subject(
             method=self.chosen,
@@ -132,6 +137,30 @@ def prepare(spec: Train, workers: int, uri: str) -> None:
     with Store.open(spec.tokens.uri, "validation") as store:
         spec.packing.count(store)
     Place(uri).remove(DIVERGED)
+    _check_classes(spec)
+
+
+def _check_classes(spec: Train) -> None:
+    """Raises DiscdiffError for classes that the network would not know, or that can't be read together."""
+    known, given = getattr(spec.backbone, "labels", 0), 1 + len(spec.classes)
+    if spec.classes and known != given:
+        raise DiscdiffError(
+            f"text of {given} classes was given and the backbone knows {known}: set backbone.labels={given}"
+        )
+    for split in ("train", "validation"):
+        with reading(spec, split) as source:
+            for store in source.stores if isinstance(source, Classes) else ():
+                spec.packing.count(store)
+
+
+@contextmanager
+def reading(spec: Train, split: str) -> Generator[Store | Classes]:
+    """A split of the text that is trained on, with its classes if there are any."""
+    with ExitStack() as stack:
+        stores = [
+            stack.enter_context(Store.open(tokens.uri, split)) for tokens in (spec.tokens, *spec.classes)
+        ]
+        yield Classes(stores) if spec.classes else stores[0]
 
 
 def raise_if_diverged(uri: str) -> None:
@@ -239,7 +268,7 @@ def fit_here(
 ) -> None:
     """Train in this process, alone or with the group that it belongs to."""
     recipe = spec.recipe
-    with Store.open(spec.tokens.uri, "train") as store, Store.open(spec.tokens.uri, "validation") as held:
+    with reading(spec, "train") as store, reading(spec, "validation") as held:
         subject = spec.subject(store)
         network = subject.build(recipe.seed)
         if spec.start is not None:

@@ -32,6 +32,7 @@ from discdiff.samplers import (
     Unchanged,
     Windows,
 )
+from discdiff.samplers.bridge import bridge, mixed
 from discdiff.samplers.compatible import check
 from discdiff.samplers.counting import counted
 from discdiff.samplers.counting import draw as draw_counted
@@ -447,3 +448,27 @@ def test_labels_are_dropped_by_row_whatever_the_batch():
     assert drop_labels(given, Noise(3), 0.0) is given
     u = Noise(3).on(rows).uniform(Stream.DROP_LABEL, 1)[:, 0]
     assert torch.equal(dropped == -1, u < 0.2)
+
+
+# Heads that are not asked ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [Udlm(), Gidd()], ids=lambda m: m.kind)
+@pytest.mark.parametrize(("s", "t"), [(0.97, 1.0), (0.5, 0.52), (0.2, 0.6), (0.0, 0.02)])
+def test_positions_that_stay_whatever_the_network_says_are_those_that_would(method, s, t):
+    """Token by token the draws of asking the head everywhere, and in small steps it is asked of few."""
+    net, given = network(method), blank(40, 25)
+    noise = Noise(4).on(given.rows)
+    time = torch.full((40, 1), t, dtype=torch.float64)
+    x_t = method.corrupt(canvas(torch.randint(11, (40, 25))), time, 11, noise)
+    predictor = Sampler().predictor(method, net, given)
+    predictor.look(x_t, time)
+    where = torch.ones(40, 25).nonzero(as_tuple=True)
+    u, value = (noise.uniform(stream, 25)[where] for stream in (Stream.STEP, Stream.STEP_VALUE))
+    asked = []
+    handle = net.head.register_forward_hook(lambda module, inputs, output: asked.append(len(inputs[0])))
+    drawn = bridge(predictor, where, s, u, value)
+    handle.remove()
+    assert torch.equal(drawn, mixed(predictor, where, s, u, value))
+    assert sum(asked) < 100 if (s, t) == (0.5, 0.52) else sum(asked) >= (drawn != x_t[where]).sum()
+    assert bool((drawn != x_t[where]).any())

@@ -43,7 +43,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 def table(samples: Samples) -> pa.Table:
     """All shards, in order."""
-    names = [name for name in Place(samples.uri).names() if name.endswith(".parquet")]
+    names = [name for name in Place(samples.uri).names() if name.startswith("samples-")]
     return pa.concat_tables([pq.read_table(samples.file(name)) for name in names])
 
 

@@ -17,7 +17,7 @@ from discdiff.data.buffers import Recycled
 from discdiff.data.folder import Folder
 from discdiff.data.loader import Loader
 from discdiff.data.manifest import commit
-from discdiff.data.mixture import PERIOD, Mixture
+from discdiff.data.mixture import PERIOD, Classes, Mixture
 from discdiff.data.packing import AnyPacking, Crop, Isolated, PerDocument, Wrap
 from discdiff.data.prefetch import Prefetch
 from discdiff.data.resident import BadShardError
@@ -436,3 +436,19 @@ def test_batches_that_are_kept_are_not_overwritten(store: Store) -> None:
         kept = [next(reads).narrow(0, 1) for _ in range(300)]
     for number, canvas in enumerate(kept):
         assert same(canvas, loader.read(16 * number, 1))
+
+
+@pytest.mark.parametrize("packing", [Wrap(length=8), Isolated(length=8), PerDocument(length=8)])
+def test_rows_of_classes_carry_the_number_of_their_store(pair: list[Store], packing: AnyPacking) -> None:
+    loader = Loader(Classes(pair), packing, seed=8)
+    canvas = loader.read(0, 600)
+    labels = canvas.condition.labels
+    assert labels is not None
+    text = canvas.free & (canvas.tokens != SEPARATOR)
+    assert bool((canvas.tokens // 100 == labels[:, None])[text].all())
+    share = pair[1].tokens / (pair[0].tokens + pair[1].tokens)
+    assert abs(labels.double().mean().item() - share) < 0.07
+    assert (canvas.condition.documents is not None) == isinstance(packing, Isolated)
+    with loader.stream(0, 64) as reads:
+        streamed = [next(reads).condition.labels for _ in range(8)]
+    assert torch.equal(torch.cat([each for each in streamed if each is not None]), labels[:512])

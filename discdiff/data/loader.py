@@ -1,7 +1,7 @@
 """Batches from a store: any row of an endless shuffled stream at any time, so the state is one integer."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from weakref import WeakSet
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from discdiff.data.buffers import Provider, Recycled, fresh, pinned
-from discdiff.data.mixture import Mixture
+from discdiff.data.mixture import Classes, Mixture
 from discdiff.data.order import Sequential, Shuffled
 from discdiff.data.packing import AnyPacking, Spans
 from discdiff.data.prefetch import Prefetch
@@ -147,11 +147,16 @@ class Loader:
         rows = new(places.positions.shape, torch.int64)
         np.copyto(rows.numpy(), places.positions)
         parts = tokens.split(count), free.split(count), rows.split(count)
-        if documents is None:
+        labels = places.stores if isinstance(self._mixture, Classes) else None
+        if documents is None and labels is None:
             return [Canvas(*batch) for batch in zip(*parts, strict=True)]
-        ids = new(shape, torch.int64)
-        np.copyto(ids.numpy(), documents)
-        conditions = [Condition(documents=each) for each in ids.split(count)]
+        batches = len(parts[0])
+        conditions = [
+            Condition(labels=label, documents=ids)
+            for label, ids in zip(
+                _copied(labels, new, count, batches), _copied(documents, new, count, batches), strict=True
+            )
+        ]
         return [Canvas(*batch) for batch in zip(*parts, conditions, strict=True)]
 
     def _copy(self, places: _Places, tokens: np.ndarray) -> tuple[Spans, np.ndarray | None]:
@@ -178,6 +183,17 @@ class Loader:
                 documents = np.empty(tokens.shape, np.int64) if documents is None else documents
                 documents[here] = ids
         return Spans(begin, sizes), documents
+
+
+def _copied(
+    values: np.ndarray | None, new: Provider, count: int, batches: int
+) -> Sequence[torch.Tensor | None]:
+    """Values in memory of the provider, `count` rows to a batch; None for each batch if there are none."""
+    if values is None:
+        return [None] * batches
+    copy = new(values.shape, torch.int64)
+    np.copyto(copy.numpy(), values)
+    return copy.split(count)
 
 
 def _require(start: int, count: int) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from discdiff.data.manifest import Manifest
 from discdiff.data.order import derive, mix, permute
 from discdiff.data.store import Store
 from discdiff.types import DiscdiffError
@@ -43,6 +44,23 @@ class Mixture:
         which = np.searchsorted(self._ends, slot, side="right")
         before = self._ends - self.shares
         return which, period.astype(np.int64) * self.shares[which] + slot - before[which]
+
+
+class Classes(Mixture):
+    """Stores that are classes, each as often as it has text: a row's label is the number of its store."""
+
+    def __init__(self, stores: Sequence[Store]):
+        super().__init__(stores, [store.tokens for store in stores])
+
+    @property
+    def vocab(self) -> int:
+        """V, the same for all."""
+        return self.stores[0].vocab
+
+    @property
+    def manifest(self) -> Manifest:
+        """That of class 0; the tokenizer is that of all."""
+        return self.stores[0].manifest
 
 
 def _round(weights: np.ndarray) -> np.ndarray:

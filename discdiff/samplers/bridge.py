@@ -6,8 +6,9 @@ w the law of the clean token the bridge is a mixture of four:
     p(x_s = y | x_t)  proportional to  (f + k [y = x_t]) q_s(y | w)
                 =  f alpha_s w(y)  +  f u_s  +  f m_s [y = mask]  +  k q_s(x_t | w) [y = x_t].
 
-Which part it is takes w(x_t) alone. Small steps mostly stay, so the large draw, from w, is made where it is
-asked for.
+Which part it is takes w(x_t) alone, and staying is least likely where w(x_t) = 0. A position that would stay
+even then stays, whatever the network says, and the head is not asked of it: small steps ask it of few. The
+large draw, from w, is made where it is asked for.
 """
 
 import torch
@@ -15,7 +16,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from discdiff.noise import categorical
-from discdiff.processes import Interpolating, Levels
+from discdiff.processes import Interpolating
 from discdiff.samplers.predictor import Predictor, Where
 from discdiff.samplers.reverse import Dynamics
 
@@ -26,12 +27,26 @@ def bridge(
     """x_s at positions, after `look` at (x_t, t): `u` asks which part, `value` which token. `-> [N]`"""
     process, vocab = predictor.process, predictor.vocab
     assert isinstance(process, Interpolating)
+    now = predictor.x[where]
+    least = _shares(process, now, predictor.t.expand_as(predictor.x)[where], s, torch.zeros_like(u), vocab)
+    asked = (u * least[:, -1] < least[:, 2]).nonzero()[:, 0]
+    if not len(asked):
+        return now
+    there = (where[0][asked], where[1][asked])
+    return now.index_copy(0, asked, mixed(predictor, there, s, u[asked], value[asked]))
+
+
+def mixed(
+    predictor: Predictor, where: Where, s: float, u: Float64[Tensor, "N"], value: Float64[Tensor, "N"]
+) -> Int64[Tensor, "N"]:
+    """The same draws, with the head asked of all these positions. `-> [N]`"""
+    process, vocab = predictor.process, predictor.vocab
+    assert isinstance(process, Interpolating)
 
     def read(dynamics: Dynamics, raw: Tensor, x: Tensor, t: Tensor, part: slice) -> Tensor:
         law = predictor.log_clean(dynamics, raw, x, t)
         here = law.gather(-1, x.clamp_max(vocab - 1)[..., None])[..., 0].double().exp()
-        before, now = process.levels(torch.full_like(t, s), vocab), process.levels(t, vocab)
-        shares = _parts(before, now, x, here, vocab).cumsum(-1)
+        shares = _shares(process, x, t, s, here, vocab)
         chosen = (u[part, None] * shares[:, -1:] >= shares[:, :-1]).sum(-1)
         drawn = torch.where(chosen == 1, (value[part] * vocab).long(), torch.where(chosen == 2, vocab, x))
         asked = (chosen == 0).nonzero()[:, 0]
@@ -40,12 +55,15 @@ def bridge(
     return predictor.each(where, read)
 
 
-def _parts(before: Levels, now: Levels, x: Tensor, here: Tensor, vocab: int) -> Float64[Tensor, "N 4"]:
-    """The weights of: a token of w, any token, the mask, staying. `-> [N, 4]`"""
+def _shares(
+    process: Interpolating, x: Tensor, t: Tensor, s: float, here: Tensor, vocab: int
+) -> Float64[Tensor, "N 4"]:
+    """The weights of a token of w, any token, the mask, staying, added up; `here` is w(x_t). `-> [N, 4]`"""
+    before, now = process.levels(torch.full_like(t, s), vocab), process.levels(t, vocab)
     keep = now.alpha / before.alpha
     masked = x == vocab
     floor = torch.where(masked, now.mask - keep * before.mask, now.uniform - keep * before.uniform)
     floor = floor.clamp_min(0)
     same = torch.where(masked, before.mask, before.alpha * here + before.uniform)
     parts = (floor * before.alpha, floor * before.uniform * vocab, floor * before.mask, keep * same)
-    return torch.stack(parts, dim=-1)
+    return torch.stack(parts, dim=-1).cumsum(-1)

@@ -79,7 +79,7 @@ class Entropy(_ByLaw, frozen=True):
 
     def score(self, log_p: Float[Tensor, "*n V"]) -> Float[Tensor, "*n"]:
         """The negative entropy, in nats. `[..., V] -> [...]`"""
-        return torch.where(log_p > -torch.inf, log_p.exp() * log_p, 0).sum(-1)
+        return -torch.special.entr(log_p.exp()).sum(-1)
 
 
 class EntropyBudget(Value, frozen=True):
@@ -119,7 +119,8 @@ def scores(order: _ByLaw, predictor: "Predictor", masked: Bool[Tensor, "B L"]) -
     rows, columns = masked.nonzero(as_tuple=True)
     where = (rows, columns)
     values = predictor.each(
-        where, lambda dynamics, raw, x, t, _: order.score(dynamics.log_denoise(raw, x, t))
+        where,
+        lambda dynamics, raw, x, t, _: order.score(predictor.log_token(dynamics, raw, x, t).log_softmax(-1)),
     )
     empty = torch.full(masked.shape, -torch.inf, dtype=torch.float64, device=masked.device)
     return empty.index_put(where, values.double())

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor, nn
 
 from discdiff import algebra
-from discdiff.parameterizations import Parameterization
+from discdiff.parameterizations import LeaveOneOut, Parameterization, Posterior
 from discdiff.processes import Mask, Process
 from discdiff.samplers import filters
 from discdiff.samplers.allowed import check_allowed
@@ -162,6 +162,16 @@ class Predictor:
         if isinstance(dynamics, Edited):
             return raw
         return self.method.parameterization.log_clean(self.process, raw, x, t)
+
+    def log_token(self, dynamics: Dynamics, raw: Tensor, x: Tensor, t: Tensor) -> Float[Tensor, "N V"]:
+        """log p(x_0 | x_t) up to a constant; where noise masks, at masked positions. `[N, W] -> [N, V]`
+
+        A mask rules no token out and weighs none, so there logits are taken as they are.
+        """
+        read_off = isinstance(self.method.parameterization, Posterior | LeaveOneOut)
+        if self.mask is not None and (isinstance(dynamics, Edited) or read_off):
+            return raw
+        return dynamics.log_denoise(raw, x, t)
 
     @property
     def _heads(self) -> int | None:

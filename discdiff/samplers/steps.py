@@ -128,7 +128,7 @@ def write(predictor: Predictor, x: Int64[Tensor, "B L"], where: Where, noise: No
     u = noise.uniform(Stream.STEP_VALUE, x.shape[1])[where]
 
     def read(dynamics: Dynamics, raw: Tensor, x_t: Tensor, now: Tensor, part: slice) -> Tensor:
-        return categorical(dynamics.log_denoise(raw, x_t, now), u[part])
+        return categorical(predictor.log_token(dynamics, raw, x_t, now), u[part])
 
     return x.index_put(where, predictor.each(where, read))
 

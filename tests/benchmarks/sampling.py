@@ -1,11 +1,12 @@
 """What samplers cost beyond the network, and first hitting and cached paths against plain ancestral.
 
     python tests/benchmarks/sampling.py
-    python tests/benchmarks/sampling.py --steps 3
+    python tests/benchmarks/sampling.py --steps 3 --cases "mdlm ancestral" "mdlm first hitting"
     python tests/benchmarks/sampling.py --length 64 --vocab 5000 --nfe 8 32 --width 64 --layers 2
 
-The first is L = 1,024, V = 50,257, NFE 32, 128 and 1,024, batch 1 and 16. The second measures only the first
-three steps of each path and scales the rest of it; its lines say "measured" beside "nfe".
+The first is L = 1,024, V = 50,257, NFE 32, 128 and 1,024, batch 1 and 16. The second measures three steps of
+each path and scales them to all; its lines say "measured" beside "nfe". Of paths with a grid these are steps
+evenly apart, from noised random tokens; of the others they are the first.
 
 Of one run it is told how long the network took, trunk and head, so a busy machine slows both alike:
 
@@ -34,6 +35,8 @@ from discdiff.types import Canvas, Condition, canvas
 
 HEAD_ROWS = 333
 """Positions that the bare head reads at once, as samplers let it."""
+BARE: dict[tuple[str, int], float] = {}
+"""Seconds of a forward, by method and batch."""
 
 
 def main() -> None:
@@ -44,10 +47,12 @@ def main() -> None:
     )
     for batch in given.batch:
         for nfe in given.nfe:
-            for name, method, sampler in stepped(nfe):
-                report(name, method, sampler, batch, nfe, given)
-        for name, method, sampler in adaptive(given):
-            report(name, method, sampler, batch, given.length, given)
+            for case in stepped(nfe):
+                if not given.cases or case[0] in given.cases:
+                    report(*case, batch, nfe, given)
+        for case in adaptive(given):
+            if not given.cases or case[0] in given.cases:
+                report(*case, batch, given.length, given)
 
 
 def stepped(nfe: int) -> list[tuple[str, Any, Any]]:
@@ -78,11 +83,14 @@ def report(name: str, method: Any, sampler: Any, batch: int, nfe: int, given: ar
     blank = canvas(torch.zeros(batch, given.length, dtype=torch.int64, device=given.device))
     if given.device == "cuda":
         forward(net, blank)
+    apart = bool(given.steps) and isinstance(sampler, Sampler) and name.endswith("ancestral")
     with counted(net, batch) as count, Watch(net, given.device) as watch:
-        seconds, steps = draw(method, net, blank, sampler, given)
+        seconds, steps = (some if apart else draw)(method, net, blank, sampler, given)
     evaluations = count().double().mean().item()
     whole = nfe / steps if given.steps else 1.0
-    bare = timed(lambda: forward(net, blank), given.device)
+    if (method.kind, batch) not in BARE:
+        BARE[method.kind, batch] = timed(lambda: forward(net, blank), given.device)
+    bare = BARE[method.kind, batch]
     line = {
         "case": name,
         "batch": batch,
@@ -115,6 +123,22 @@ def draw(method: Any, net: Any, blank: Canvas, sampler: Any, given: argparse.Nam
 
     seconds = timed(run, given.device)
     return seconds, max(seen, 1)
+
+
+def some(method: Any, net: Any, blank: Canvas, sampler: Any, given: argparse.Namespace) -> tuple[float, int]:
+    """Seconds of steps evenly apart, each from tokens at its noise, and how many steps these are."""
+    predictor, times = sampler.predictor(method, net, blank), sampler.times()
+    step, noise = sampler.step(predictor), Noise(0).on(blank.rows)
+    count = min(given.steps, sampler.steps)
+    seconds = 0.0
+    for number in range(count):
+        index = (2 * number + 1) * sampler.steps // (2 * count)
+        t, s = times[index], times[index + 1]
+        start = torch.full((len(blank.tokens), 1), t, dtype=torch.float64, device=blank.tokens.device)
+        x_t = method.corrupt(blank, start, net.vocab, noise)
+        with torch.no_grad():
+            seconds += timed(lambda x=x_t, s=s, t=t, i=index: step.draw(x, s, t, noise.at(i)), given.device)
+    return seconds, count
 
 
 class Watch:
@@ -172,6 +196,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--nfe", type=int, nargs="+", default=[32, 128, 1024])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--steps", type=int, default=0, help="measure so many steps of each path; 0: all")
+    parser.add_argument("--cases", nargs="+", help="of the cases these only, by name")
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--heads", type=int, default=12)
