@@ -262,6 +262,64 @@ def first_batch(root: Path) -> None:
     print(f"cold first batch, opened and checked: {float(done.stdout) * 1e3:.0f} ms (wanted: below 500)")
 
 
+EPOCH = """
+import sys
+from pathlib import Path
+from discdiff.data.loader import Loader
+from discdiff.data.packing import Wrap
+from discdiff.data.store import Store
+def private():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+before = private()
+loader = Loader(Store.open(sys.argv[1]), Wrap(length=1024))
+with loader.stream(0, 64) as batches:
+    for _ in range(loader.rows_per_epoch // 64):
+        next(batches)
+print((private() - before) / 1024)
+"""
+
+
+def memory(root: Path, tokens: np.ndarray) -> None:
+    """What a process holds beside the page cache after an epoch, of a store and of one eight times as large."""
+    make_store(root / "small", tokens[: len(tokens) // 8])
+    used: list[str] = []
+    for name, count in (("small", len(tokens) // 8), ("ours", len(tokens))):
+        done = subprocess.run(
+            [sys.executable, "-c", EPOCH, str(root / name)], stdout=subprocess.PIPE, check=True, text=True
+        )
+        used.append(f"{float(done.stdout):.0f} MB for {count / 1e6:.0f}M tokens")
+    print(f"private memory after an epoch: {', '.join(used)}")
+
+
+def manifest_of(tokens: int) -> None:
+    """What opening costs besides: a manifest names each shard and the checksum of each 512 KiB of it."""
+    shards: list[Shard] = []
+    size = 64 * 2**20
+    for number in range(-(-2 * tokens // size)):
+        name = f"{number:064x}"
+        fields = {
+            "documents": 10**4,
+            "characters": 10**8,
+            "bytes": 10**8,
+            "smallest": 0,
+            "largest": VOCAB - 1,
+        }
+        checksums = {"sha256": name, "xxh3": "0" * 16, "chunks": "0123456789abcdef" * 128}
+        places = {"offsets_at": 8, "values_at": 2**16, "size": size, "tokens": size // 2 - 2**15}
+        shards.append(Shard(path=f"train/{name}.arrow", **fields, **checksums, **places))
+    text = Manifest.of(
+        tokenizer="", tokenizer_json="", vocab=VOCAB, separator=None, splits={"train": shards}
+    ).model_dump_json()
+    start = time.perf_counter()
+    Manifest.model_validate_json(text)
+    spent = time.perf_counter() - start
+    print(
+        f"a manifest of {tokens:.0e} tokens in {len(shards):,} shards of 64 MiB, {len(text) / 1e6:.0f} MB, "
+        f"is read and checked in {spent:.2f} s"
+    )
+
+
 class Nowhere:
     """Chunks of a store that does not exist: all of them are one and the same piece of memory."""
 
@@ -333,7 +391,9 @@ def main() -> None:
         tokens.tofile(root / "tokens.bin")
         make_store(root / "ours", tokens)
         endless(10**11)
+        manifest_of(10**12)
         first_batch(root)
+        memory(root, tokens)
         spread()
         with contextlib.suppress(KeyboardInterrupt):
             race(root, chosen.seconds, chosen.rounds)
