@@ -281,7 +281,7 @@ print((private() - before) / 1024)
 
 
 def memory(root: Path, tokens: np.ndarray) -> None:
-    """What a process holds beside the page cache after an epoch, of a store and of one eight times as large."""
+    """What a process holds beside the page cache after an epoch, of a store and of a larger one."""
     make_store(root / "small", tokens[: len(tokens) // 8])
     used: list[str] = []
     for name, count in (("small", len(tokens) // 8), ("ours", len(tokens))):
