@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 _BLOCK = 1 << 15
 """Tokens that are checked at once: their work arrays stay in the cache."""
@@ -75,10 +76,12 @@ class Speller:
         return [i for i, text in enumerate(texts) if not self._spells(parts[i], ends[i], [text])]
 
     def _spells(self, ids: np.ndarray, offsets: np.ndarray, texts: Sequence[bytes]) -> bool:
+        if len(ids) and ids.max() >= len(self._pieces):
+            return False
         text = pa.py_buffer(b"".join(texts))
         borders = np.zeros(len(ids) + 1, np.int64)  # where in the text each token begins
         for start in range(0, len(ids), _BLOCK):
-            spelled = self._pieces.take(pa.array(ids[start : start + _BLOCK]))
+            spelled = pc.take(self._pieces, pa.array(ids[start : start + _BLOCK]), boundscheck=False)
             _, ends, written = spelled.buffers()
             begin, block = borders[start], np.frombuffer(ends, np.int32, len(spelled) + 1)
             borders[start : start + len(block)] = begin + block
