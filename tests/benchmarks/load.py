@@ -3,8 +3,8 @@
     python tests/benchmarks/load.py --tokens 64000000 --seconds 0.2 --rounds 25
 
 All read the same tokens, as shuffled batches (64, 1024) of int64, from files in the page cache. Each round
-gives every loader a slice of time in turn. Printed are the best slice of each, which a machine that does other
-work disturbs least, and the median of what a second of CPU yields.
+gives every loader a slice of time in turn. Printed are the best slice of each, which other work disturbs
+least, and the median of what a second of CPU yields.
 Loaders that are not installed are named and left out (`pip install discdiff[bench]`).
 """
 
