@@ -36,7 +36,7 @@ from discdiff.data.probes import PROBES
 from discdiff.data.specification import Tokenize
 
 PROCESSES = 2
-PEERS = ("datatrove", "datasets", "streaming", "litdata", "tiktoken")
+PEERS = ("tiktoken", "datatrove", "litdata", "streaming", "datasets")
 
 
 # Those who tokenize it
