@@ -59,12 +59,17 @@ Work = Callable[[Runner, Sequence[str], Experiment | None], None]
 """What a job does with a runner, arguments and the experiment of a preset."""
 
 
-def job(stage: Stage[Any, Any], part: Callable[[Lineage], Any]) -> Callable[[], None]:
-    """The command line of a stage; with a preset it runs that part of an experiment."""
+def job(stage: Stage[Any, Any], part: Callable[[Lineage], Any] | None = None) -> Callable[[], None]:
+    """The command line of a stage; with a preset it runs that part of an experiment, if it is one."""
 
     def work(run: Runner, arguments: Sequence[str], preset: Experiment | None) -> None:
         if preset is None:
             made = run(stage, specification(stage.spec, arguments))
+        elif part is None:
+            raise DiscdiffError(
+                f"a preset was given, but no experiment has a {stage.name} stage; "
+                "give what it is to be made from, key.sub=value"
+            )
         else:
             made = _within(run, specification(Experiment, arguments, preset), part)
         for artifact in made if isinstance(made, list) else [made]:

@@ -11,7 +11,7 @@ from conftest import BIN, ROOT
 from typer.testing import CliRunner
 
 from discdiff.types import DiscdiffError
-from jobs import experiment, train
+from jobs import experiment, tokenize, train, vocabulary
 from pipelines import presets
 from pipelines.command import command
 from pipelines.experiment import Experiment, Lineage
@@ -200,6 +200,18 @@ def test_a_stage_job_with_a_preset_stops_at_its_stage() -> None:
     assert result.exit_code == 0, result.output
     assert "train mdlm" in result.output
     assert "generate" not in result.output
+
+
+def test_a_vocabulary_is_trained_and_tokenized_with(tmp_path: Path) -> None:
+    run = lambda job, *arguments: CliRunner().invoke(job.main, [*arguments, "--root", str(tmp_path)])  # noqa: E731
+    assert run(vocabulary, "size=300").exit_code == 0
+    made = only(tmp_path, "vocabulary")
+    wanted = ["tokenizer.kind=pretrained", f"tokenizer.path={made}"]
+    assert run(tokenize, *wanted, "--dry-run").exit_code == 0
+    assert "size = 300" in run(tokenize, "--inspect", made).output
+    refused = run(vocabulary, "--preset", "smoke")
+    assert refused.exit_code == 2
+    assert "no experiment has a vocabulary stage" in refused.stderr
 
 
 @pytest.mark.parametrize("name", presets.names())

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from discdiff.data.audit import audit
 from discdiff.data.folder import Folder
 from discdiff.data.inspect_store import inspect
 from discdiff.data.manifest import Manifest, commit, read_manifest
+from discdiff.data.memory import sparse
 from discdiff.data.resident import BadShardError
 from discdiff.data.shard import CHUNK, ShardBuilder, dtype_for
 from discdiff.data.store import Store
@@ -402,3 +404,12 @@ def test_inspection_tells_what_is_inside(tmp_path: Path) -> None:
 def test_manifest_survives_json() -> None:
     made = manifest({"train": []})
     assert Manifest.model_validate_json(made.model_dump_json()) == made
+
+
+def test_addresses_take_memory_where_they_are_written_only() -> None:
+    """A gigabyte of zeros, touched in 64 places: with pages of 2 MiB that would take 128 MiB."""
+    held = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")  # noqa: E731
+    before, addresses = held(), sparse(2**27)
+    addresses[:: 2**21] = 1
+    assert addresses[:: 2**21].tolist() == [1] * 64
+    assert held() - before < 16 * 2**20

@@ -24,10 +24,14 @@ from discdiff.data.bookkeeping import here
 from discdiff.data.bpe import Bpe, train_bpe
 from discdiff.data.build import build
 from discdiff.data.corpora import Files, Law, Lm1b, PythonDocs
+from discdiff.data.encoding import Encoded, offsets_of
 from discdiff.data.laws import MarkovChain
 from discdiff.data.leakage import ngrams
 from discdiff.data.manifest import Manifest
 from discdiff.data.pool import Pool
+from discdiff.data.preparation import opened
+from discdiff.data.pretrained import Fast
+from discdiff.data.probes import PROBES
 from discdiff.data.specification import Tokenize
 from discdiff.data.splits import ByHash
 from discdiff.data.store import Store
@@ -235,6 +239,35 @@ def test_a_pretrained_tokenizer_is_checked_and_kept(tmp_path: Path) -> None:
         assert Definition.model_validate_json(store.tokenizer.to_json()).separator == "<|endoftext|>"
 
 
+def test_documents_that_the_fast_encoder_gets_wrong_are_the_references_and_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fast encoder that drops a token of each document with an ε: the store is as if it did not."""
+    (tmp_path / "tokenizer.json").write_text(train_bpe(Bpe(size=400)))
+    texts = sentences(120)
+    corpus = write_corpus(tmp_path / "in", texts)
+    spec = Tokenize(corpus=corpus, tokenizer=Pretrained(path=str(tmp_path / "tokenizer.json")), part=2000)
+    right = build(spec, str(tmp_path / "right"))
+    encode = Fast.encode
+
+    def lossy(self: Fast, documents: Sequence[str]) -> Encoded:
+        encoded = [encode(self, [text]).ids[int("ε" in text and text not in PROBES) :] for text in documents]
+        return Encoded(np.concatenate(encoded), offsets_of([len(ids) for ids in encoded]))
+
+    monkeypatch.setattr(Fast, "encode", lossy)
+    opened.cache_clear()
+    wrong = build(spec, str(tmp_path / "wrong"))
+    opened.cache_clear()
+    bad = sum("ε" in text for text in texts)
+    assert wrong.splits == right.splits
+    assert (wrong.checks["differed"], wrong.checks["reference"], wrong.checks["spelled"]) == (
+        bad,
+        bad,
+        120 - bad,
+    )
+    assert 0 < bad < 120
+
+
 def test_an_archive_is_unpacked_beside_the_store_and_named_by_its_files(tmp_path: Path, http_folder) -> None:
     from test_corpora import LM1B, tarred
 
@@ -359,6 +392,9 @@ import ray, sys
 from discdiff.data.bookkeeping import here
 from discdiff.data.build import build
 from discdiff.data.pool import Pool
+from discdiff.data.preparation import opened
+from discdiff.data.pretrained import Fast
+from discdiff.data.probes import PROBES
 from discdiff.data.specification import Tokenize
 from pipelines.tokenize import Spread
 

@@ -297,6 +297,7 @@ def test_speller_knows_bytes_from_their_neighbors() -> None:
     assert speller.misspelled(ids, offsets, [b"ab", b"ab" + long]) == []
     assert speller.misspelled(ids, offsets, [b"ab", b"ab" + long[:-1] + b"z"]) == [1]
     assert speller.misspelled(ids, np.array([0, 1, 4]), [b"ab", b"ab" + long]) == [0, 1]
+    assert speller.misspelled(ids + 2, offsets, [b"ab", b"ab" + long]) == [0, 1]
     assert speller.misspelled(ids[:0], np.array([0, 0]), [b""]) == []
     assert speller.misspelled(ids[:0], np.array([0, 0]), [b"a"]) == [0]
 

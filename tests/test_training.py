@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,25 @@ def state(folder: Path, step: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("stop", [5, 7, 9])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
+class Slow(Table):
+    """Rows that come a tenth of a second late."""
+
+    def stream(self, start: int, count: int, stride: int):
+        for canvas in super().stream(start, count, stride):
+            time.sleep(0.1)
+            yield canvas
+
+
+def test_the_share_of_time_that_steps_wait_for_data_is_logged() -> None:
+    waits: list[float] = []
+    recipe = RECIPE.model_copy(update={"steps": 3, "validate_every": 99, "checkpoint_every": 99})
+    for rows in (Slow(), Table()):
+        log = lambda step, metrics: waits.append(metrics["data_wait"])  # noqa: E731
+        fit(SUBJECT.method, network(double=False), rows, recipe, log=log)
+    slow, fast = waits[:3], waits[3:]
+    assert 0 < max(fast) < min(slow) <= 1
+
+
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, stop, dropout):
     subject = SUBJECT.model_copy(
         update={"backbone": SUBJECT.backbone.model_copy(update={"dropout": dropout})}

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from discdiff.data.cache import Cache
 from discdiff.data.folder import Folder
-from discdiff.data.memory import map_file
+from discdiff.data.memory import map_file, sparse
 from discdiff.data.resident import BadShardError, Chunks
 from discdiff.data.retry import GaveUpError, retry
 from discdiff.types import Value
@@ -56,7 +56,7 @@ class RemoteChunks:
         self._pool = ThreadPoolExecutor(remote.connections, thread_name_prefix="discdiff-chunks")
         self._lock = Lock()
         self._maps: OrderedDict[int, torch.Tensor] = OrderedDict()
-        self.address = np.zeros(int(chunks.first[-1]), np.int64)
+        self.address = sparse(int(chunks.first[-1]))
         self.downloaded = 0
         """Bytes that came over the network."""
 

@@ -14,7 +14,7 @@ import torch
 import xxhash
 
 from discdiff.data.folder import Folder
-from discdiff.data.memory import map_file
+from discdiff.data.memory import map_file, sparse
 from discdiff.data.shard import Shard
 from discdiff.types import DiscdiffError
 
@@ -84,7 +84,7 @@ class LocalChunks:
         self._chunks = chunks
         self._checksums = checksums
         self._maps: OrderedDict[int, torch.Tensor] = OrderedDict()
-        self.address = np.zeros(int(chunks.first[-1]), np.int64)
+        self.address = sparse(int(chunks.first[-1]))
 
     def bring(self, chunks: np.ndarray) -> None:
         places = [self._chunks.locate(int(number)) for number in chunks]

@@ -11,6 +11,8 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 _BLOCK = 1 << 15
 """Tokens that are checked at once: their work arrays stay in the cache."""
@@ -63,14 +65,7 @@ class Speller:
     """Compares ids with the text that they should spell."""
 
     def __init__(self, pieces: Sequence[bytes]):
-        self._lengths = np.array([len(piece) for piece in pieces], np.uint32)
-        self._words = -(-max(8, int(self._lengths.max())) // 8)
-        table = np.zeros((len(pieces), 8 * self._words), np.uint8)
-        for row, piece in zip(table, pieces, strict=True):
-            row[: len(piece)] = np.frombuffer(piece, np.uint8)
-        mask = np.where(np.arange(8 * self._words) < self._lengths[:, None], 0xFF, 0).astype(np.uint8)
-        self._table = np.ascontiguousarray(table.view(np.uint64).T)
-        self._mask = np.ascontiguousarray(mask.view(np.uint64).T)
+        self._pieces = pa.array(pieces, pa.binary())
 
     def misspelled(self, ids: np.ndarray, offsets: np.ndarray, texts: Sequence[bytes]) -> list[int]:
         """The documents whose ids do not spell their text; `offsets` `[n + 1]` into the ids, `n` texts."""
@@ -81,33 +76,18 @@ class Speller:
         return [i for i, text in enumerate(texts) if not self._spells(parts[i], ends[i], [text])]
 
     def _spells(self, ids: np.ndarray, offsets: np.ndarray, texts: Sequence[bytes]) -> bool:
-        padded = np.frombuffer(b"".join(texts) + bytes(8 * self._words), np.uint8)
-        size = len(padded) - 8 * self._words
-        windows = np.ndarray(len(padded) - 7, np.dtype("<u8"), padded, strides=(1,))
+        if len(ids) and ids.max() >= len(self._pieces):
+            return False
+        text = pa.py_buffer(b"".join(texts))
         borders = np.zeros(len(ids) + 1, np.int64)  # where in the text each token begins
         for start in range(0, len(ids), _BLOCK):
-            block = ids[start : start + _BLOCK]
-            lengths = self._lengths.take(block)
-            ends = borders[start + 1 : start + 1 + len(block)]
-            np.cumsum(lengths, out=ends)
-            ends += borders[start]
-            if ends[-1] > size or not self._matches(block, lengths, ends - lengths, windows):
+            spelled = pc.take(self._pieces, pa.array(ids[start : start + _BLOCK]), boundscheck=False)
+            _, ends, written = spelled.buffers()
+            begin, block = borders[start], np.frombuffer(ends, np.int32, len(spelled) + 1)
+            borders[start : start + len(block)] = begin + block
+            if written is not None and not text[begin : begin + int(block[-1])].equals(written):
                 return False
-        return bool(borders[-1] == size and (borders[offsets] == _ends(texts)).all())
-
-    def _matches(self, ids: np.ndarray, lengths: np.ndarray, starts: np.ndarray, windows: np.ndarray) -> bool:
-        """Compare pieces and text eight bytes at a time; after the first word few pieces are left."""
-        for word in range(self._words):
-            difference = windows[starts]
-            difference ^= self._table[word].take(ids)
-            difference &= self._mask[word].take(ids)
-            if difference.any():
-                return False
-            longer = np.flatnonzero(lengths > 8 * (word + 1))
-            if not longer.size:
-                break
-            ids, lengths, starts = ids[longer], lengths[longer], starts[longer] + 8
-        return True
+        return bool(borders[-1] == text.size and (borders[offsets] == _ends(texts)).all())
 
 
 def _ends(texts: Sequence[bytes]) -> np.ndarray:

@@ -2,31 +2,29 @@
 
     python tests/benchmarks/tokenization.py --megabytes 500 --peers-python .venv/bin/python
 
-Real files of this environment (sources and documentation of every installed package) as JSON lines; the
-first pass as they are, further ones with their lines shuffled, so that no document comes twice. All
-tokenize with the same BPE-32k trained on a part of it, in two processes. Ours end with hashed, fsynced
-and committed shards. Printed are MB/s and ratios: ours through a process pool and through Ray tasks, the
-bare engine, and the peers, which are left out where they are not installed (`pip install
-discdiff[bench]`). `--exact` compares every id with the reference's.
+Real text of this machine (`support/corpus.py`) as JSON lines, with a BPE-32k that the project's own stage
+trains on a part of it, in two processes. Ours end with hashed, fsynced and committed shards; they and the
+bare engine take turns, and the best round counts. Printed are MB/s and how many times faster ours is
+through Ray tasks. The peers run once, `--peer-files` of 16 if time is dear; they are left out where they
+are not installed (`pip install discdiff[bench]`). `--exact` compares every id with the reference's instead.
 """
 
 import argparse
-import contextlib
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+from support.corpus import FILES, ugly_texts, write_corpus
 
 from discdiff.data.bookkeeping import Each
 from discdiff.data.bpe import Bpe, train_bpe
@@ -34,73 +32,11 @@ from discdiff.data.build import build
 from discdiff.data.corpora import Files
 from discdiff.data.pool import Pool, single_threaded
 from discdiff.data.pretrained import Fast, Pretrained, Reference
+from discdiff.data.probes import PROBES
 from discdiff.data.specification import Tokenize
 
 PROCESSES = 2
-PEERS = ("datatrove", "datasets", "streaming", "litdata", "tiktoken")
-SUFFIXES = (
-    ".py",
-    ".pyi",
-    ".md",
-    ".rst",
-    ".txt",
-    ".html",
-    ".js",
-    ".json",
-    ".h",
-    ".hpp",
-    ".c",
-    ".cpp",
-    ".css",
-    ".yaml",
-)
-FILES = 16
-
-
-# The text
-
-
-def real_texts() -> Iterator[str]:
-    """Text files of the environment and of the system's documentation, and the system's translations."""
-    roots = [sysconfig.get_paths()[name] for name in ("purelib", "stdlib")]
-    for root in (*roots, "/usr/share/doc"):
-        for path in sorted(Path(root).rglob("*")):
-            with contextlib.suppress(OSError, UnicodeDecodeError):
-                if path.is_file() and path.suffix in SUFFIXES and path.stat().st_size < 2**21:
-                    yield path.read_text("utf-8")
-    for path in sorted(Path("/usr/share/locale").rglob("*.mo")):
-        strings = (part.decode("utf-8", "ignore") for part in path.read_bytes().split(b"\0"))
-        yield "\n".join(text for text in strings if len(text) > 3)
-
-
-def texts(megabytes: int) -> Iterator[str]:
-    """So much text: the real files, then again with their lines shuffled."""
-    left = megabytes * 10**6
-    draw = random.Random(0)
-    for again in range(10**6):
-        for text in real_texts():
-            lines = text.splitlines(keepends=True)
-            if again:
-                draw.shuffle(lines)
-            text = "".join(lines)
-            yield text
-            left -= len(text.encode())
-            if left <= 0:
-                return
-
-
-def write_corpus(folder: Path, megabytes: int) -> int:
-    """The text as JSON lines, dealt out to files; bytes of text."""
-    folder.mkdir()
-    total = 0
-    with contextlib.ExitStack() as stack:
-        files = [
-            stack.enter_context(open(folder / f"{i:02}.jsonl", "w", encoding="utf-8")) for i in range(FILES)
-        ]
-        for index, text in enumerate(texts(megabytes)):
-            total += len(text.encode())
-            files[index % FILES].write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-    return total
+PEERS = ("tiktoken", "datatrove", "litdata", "streaming", "datasets")
 
 
 # Those who tokenize it
@@ -115,7 +51,9 @@ def ours(spec: Tokenize, out: Path, each: Each) -> float:
     return seconds
 
 
-def through_ray(spec: Tokenize, out: Path) -> float:
+@contextmanager
+def ray_tasks() -> Generator[Each]:
+    """Ray with a warm worker for each process."""
     import ray
 
     from pipelines.tokenize import Spread
@@ -127,7 +65,7 @@ def through_ray(spec: Tokenize, out: Path) -> float:
     try:
         each = Spread(memory=2**20)
         dict(each(warm, range(PROCESSES)))
-        return ours(spec, out, each)
+        yield each
     finally:
         ray.shutdown()
 
@@ -136,10 +74,6 @@ def warm(index: int) -> None:
     import discdiff.data.preparation  # noqa: F401
 
     time.sleep(2)
-
-
-def in_pool(spec: Tokenize, out: Path) -> float:
-    return ours(spec, out, Pool(PROCESSES))
 
 
 def loaded(path: Path) -> list[str]:
@@ -166,9 +100,10 @@ def bare_engine(vocabulary: Path, corpus: Path) -> float:
 
 def peer(python: str, name: str, corpus: Path, vocabulary: Path, out: Path) -> float | str:
     """Seconds of a peer, or why there are none."""
-    script = Path(__file__).with_name("tokenization_peers.py")
+    script = Path(__file__).parent / "support" / "tokenization_peers.py"
     command = [python, str(script), name, str(corpus), str(vocabulary), str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    shutil.rmtree(out, ignore_errors=True)
     if done.returncode:
         return f"failed: {done.stderr.strip().splitlines()[-1]}"
     answer = json.loads(done.stdout.strip().splitlines()[-1])
@@ -176,18 +111,25 @@ def peer(python: str, name: str, corpus: Path, vocabulary: Path, out: Path) -> f
 
 
 def compare_with_reference(vocabulary: Path, corpus: Path) -> None:
-    """Every id of every document beside the reference's."""
-    tokenizer = Pretrained(path=str(vocabulary)).open()
-    reference = Reference(tokenizer.definition)
-    count = size = differing = 0
-    for path in sorted(corpus.glob("*.jsonl")):
-        batch = loaded(path)
-        a, b = Fast(tokenizer.definition).encode(batch), reference.encode(batch)
-        for i in range(len(batch)):
-            rows = (x.ids[x.offsets[i] : x.offsets[i + 1]] for x in (a, b))
-            differing += not np.array_equal(*rows)
-        count, size = count + len(batch), size + sum(len(text.encode()) for text in batch)
-    print(f"exact: {differing} of {count} documents differ from the reference, in {size / 1e6:.0f} MB")
+    """Every id of every document beside the reference's: of the corpus, and of text that is only ugly."""
+    reference = Reference(Pretrained(path=str(vocabulary)).open().definition)
+    fast = Fast(Pretrained(path=str(vocabulary)).open().definition)
+    ugly = list(ugly_texts(4000, list(PROBES)))
+    for name, batches in (
+        ("of the corpus", map(loaded, sorted(corpus.glob("*.jsonl")))),
+        ("of random Unicode", [ugly]),
+    ):
+        count = size = differing = 0
+        for batch in batches:
+            a, b = fast.encode(batch), reference.encode(batch)
+            for i in range(len(batch)):
+                rows = (x.ids[x.offsets[i] : x.offsets[i + 1]] for x in (a, b))
+                differing += not np.array_equal(*rows)
+            count, size = count + len(batch), size + sum(len(text.encode()) for text in batch)
+        print(f"{differing} of {count:,} documents {name}, {size / 1e6:.0f} MB, differ from the reference")
+
+
+# The figures
 
 
 def main() -> None:
@@ -195,8 +137,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--megabytes", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers-python", default=sys.executable, help="an interpreter that has the peers")
     parser.add_argument("--peers", nargs="*", default=PEERS, choices=PEERS)
+    parser.add_argument("--peer-files", type=int, default=FILES, help="how many of the files they tokenize")
     parser.add_argument("--exact", action="store_true", help="only compare the engine with the reference")
     parser.add_argument("--folder", type=Path, help="where to work; by default a temporary folder")
     arguments = parser.parse_args()
@@ -209,25 +153,49 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace, folder: Path) -> None:
     corpus, vocabulary = folder / "corpus", folder / "vocabulary.json"
-    size = write_corpus(corpus, arguments.megabytes)
-    print(f"{size / 1e6:.0f} MB of text in {FILES} files of JSON lines; {os.cpu_count()} cores")
+    sizes = write_corpus(corpus, arguments.megabytes)
+    size = sizes.total()
+    parts = ", ".join(f"{suffix} {part / size:.0%}" for suffix, part in sizes.most_common(8))
+    print(f"{size / 1e6:.0f} MB of text ({parts}) in {FILES} files of JSON lines; {os.cpu_count()} cores")
     vocabulary.write_text(train_bpe(Bpe(corpus=Files(url=str(corpus)), size=32_000, characters=20_000_000)))
     if arguments.exact:
         compare_with_reference(vocabulary, corpus)
         return
-    spec = Tokenize(corpus=Files(url=str(corpus)), tokenizer=Pretrained(path=str(vocabulary)))
-    own = through_ray(spec, folder / "ray")
-    print(f"{'':20} {'MB/s':>8}  ours through Ray / this")
-    show("ours, Ray tasks", own, own, size)
-    show("ours, process pool", in_pool(spec, folder / "pool"), own, size)
-    show("bare engine", bare_engine(vocabulary, corpus), own, size)
+    rates = own_rates(corpus, vocabulary, folder, arguments.rounds, size)
+    print(f"{'':22}{'MB/s':>8}  ours through Ray is")
+    for name, measured in rates.items():
+        show(name, max(measured), max(rates["ours, Ray tasks"]))
+    share = some_of(corpus, arguments.peer_files, folder / "share")
     for name in arguments.peers:
-        show(name, peer(arguments.peers_python, name, corpus, vocabulary, folder / name), own, size)
+        took = peer(arguments.peers_python, name, folder / "share", vocabulary, folder / name)
+        show(name, took if isinstance(took, str) else share / took / 1e6, max(rates["ours, Ray tasks"]))
 
 
-def show(name: str, took: float | str, own: float, size: int) -> None:
-    speed = took if isinstance(took, str) else f"{size / took / 1e6:8.1f}  {took / own:8.2f}"
-    print(f"{name:20} {speed}", flush=True)
+def own_rates(corpus: Path, vocabulary: Path, folder: Path, rounds: int, size: int) -> dict[str, list[float]]:
+    """MB/s of ours through Ray and through processes, and of the bare engine, round by round."""
+    spec = Tokenize(corpus=Files(url=str(corpus)), tokenizer=Pretrained(path=str(vocabulary)))
+    rates: dict[str, list[float]] = {}
+    with ray_tasks() as tasks:
+        dict(Pool(PROCESSES)(warm, range(PROCESSES)))
+        for _ in range(rounds):
+            for name, each in (("ours, Ray tasks", tasks), ("ours, process pool", Pool(PROCESSES))):
+                rates.setdefault(name, []).append(size / ours(spec, folder / "ours", each) / 1e6)
+                shutil.rmtree(folder / "ours")
+            rates.setdefault("bare engine", []).append(size / bare_engine(vocabulary, corpus) / 1e6)
+    return rates
+
+
+def some_of(corpus: Path, count: int, folder: Path) -> int:
+    """The first files in a folder of their own; bytes of text in them."""
+    folder.mkdir()
+    chosen = sorted(corpus.glob("*.jsonl"))[:count]
+    for path in chosen:
+        os.link(path, folder / path.name)
+    return sum(len(text.encode()) for path in chosen for text in loaded(path))
+
+
+def show(name: str, rate: float | str, own: float) -> None:
+    print(f"{name:22}{rate if isinstance(rate, str) else f'{rate:8.1f}  {own / rate:8.2f} x'}", flush=True)
 
 
 if __name__ == "__main__":
