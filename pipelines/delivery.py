@@ -18,6 +18,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 METRICS, ENTITIES = 1000, 100
 KEY_LIMIT, VALUE_LIMIT = 250, 6000
 TAG = "discdiff.run"
+CARD = "model"
 TEMPORARY = (401, 403, 408, 409, 429)
 
 
@@ -125,6 +126,39 @@ class Delivery:
 
     def _artifact(self, operation: Mapping[str, Any]) -> None:
         self._client.log_artifact(self._run(operation), operation["path"], operation["folder"] or None)
+
+    def _register(self, operation: Mapping[str, Any]) -> None:
+        """A version points at its card, a file of its run that says where the weights lie."""
+        if self._version(operation) is None:
+            self._model(operation["model"])
+            run, card = self._run(operation), json.dumps(operation["tags"], indent=1)
+            self._client.log_text(run, card, f"{CARD}/card.json")
+            source, tags = f"runs:/{run}/{CARD}", {"key": operation["key"]}
+            name, wait = within_limit(operation["model"]), 0
+            self._client.create_model_version(name, source, run, tags=tags, await_creation_for=wait)
+        self._describe(operation)
+
+    def _describe(self, operation: Mapping[str, Any]) -> None:
+        found = self._version(operation)
+        if found is None:
+            return
+        for name, value in operation["tags"].items():
+            tag = within_limit(name), shortened(value)
+            self._client.set_model_version_tag(found.name, found.version, *tag)
+
+    def _version(self, operation: Mapping[str, Any]) -> Any:
+        """The version of a model that has the operation's key, if there is one."""
+        versions = self._client.search_model_versions(f"name = '{within_limit(operation['model'])}'")
+        return next((each for each in versions if each.tags.get("key") == operation["key"]), None)
+
+    def _model(self, name: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.create_registered_model(within_limit(name))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
 
     def _end(self, operation: Mapping[str, Any]) -> None:
         self._client.set_terminated(self._run(operation), operation["status"], operation["time"])

@@ -28,6 +28,7 @@ from pipelines.measured import Measured, measure_samples
 from pipelines.provenance import facts, sampler_of, specs, training_cost, training_curves, versions
 from pipelines.stage import stage
 from pipelines.texts import Drawn, counts, drawn, readable
+from pipelines.train import registered
 from pipelines.trajectory import trajectory
 from pipelines.work import Work
 
@@ -110,6 +111,8 @@ def evaluate(spec: Evaluate, work: Work) -> Scores:
     work.log(metrics)
     work.tracker.tag(tags(score, row))
     work.tracker.attach(work.directory / SCORES)
+    told = {name: f"{value:.6g}" for name, value in metrics.items() if not name.startswith("real_")}
+    work.tracker.describe(registered(spec.checkpoint), spec.checkpoint.key, {"stage": "evaluated"} | told)
     return Scores(key=work.key, uri=work.uri, metrics=metrics)
 
 

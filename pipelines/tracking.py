@@ -39,6 +39,14 @@ class Tracker(Protocol):
         """Keep a local file with the run."""
         ...
 
+    def register(self, model: str, key: str, tags: Mapping[str, str]) -> None:
+        """Make a version of a registered model, the one with this key, that comes from this run."""
+        ...
+
+    def describe(self, model: str, key: str, tags: Mapping[str, str]) -> None:
+        """Add tags to the version of a registered model with this key, if it was registered."""
+        ...
+
     def child(self, name: str, parameters: Mapping[str, Json]) -> "AbstractContextManager[Tracker]":
         """A run nested under this one, for instance a trial."""
         ...
@@ -72,6 +80,10 @@ class Untracked:
 
     def attach(self, path: Path, folder: str = "") -> None: ...
 
+    def register(self, model: str, key: str, tags: Mapping[str, str]) -> None: ...
+
+    def describe(self, model: str, key: str, tags: Mapping[str, str]) -> None: ...
+
     @contextmanager
     def child(self, name: str, parameters: Mapping[str, Json]) -> Generator[Tracker]:
         yield self
@@ -104,6 +116,12 @@ class MlflowRun:
 
     def attach(self, path: Path, folder: str = "") -> None:
         self._put("artifact", path=str(path.absolute()), folder=folder)
+
+    def register(self, model: str, key: str, tags: Mapping[str, str]) -> None:
+        self._put("register", model=model, key=key, tags=dict(tags))
+
+    def describe(self, model: str, key: str, tags: Mapping[str, str]) -> None:
+        self._put("describe", model=model, key=key, tags=dict(tags))
 
     @contextmanager
     def child(self, name: str, parameters: Mapping[str, Json]) -> Generator[Tracker]:

@@ -51,6 +51,11 @@ COLLECTIVE_TIMEOUT = 600
 TOKENIZER = "tokenizer.json"
 DIVERGED = "diverged.json"
 RAY = "ray"
+USE = (
+    "research on generative models of text: to be sampled and scored on text of the kind it was trained on, "
+    "not to answer people"
+)
+"""What a checkpoint is meant for."""
 
 
 class Train(Value, frozen=True):
@@ -112,7 +117,7 @@ def train(spec: Train, work: Work) -> Checkpoint:
         work.ray()
         _run(spec, work)
     raise_if_diverged(work.uri)
-    return Checkpoint(
+    made = Checkpoint(
         key=work.key,
         uri=work.uri,
         method=spec.chosen.kind,
@@ -120,6 +125,27 @@ def train(spec: Train, work: Work) -> Checkpoint:
         length=spec.packing.length,
         parameters=open_commit(work.uri)[1].parameters,
     )
+    work.tracker.register(registered(made), made.key, {"stage": "trained", "use": USE} | _card(spec, made))
+    return made
+
+
+def registered(checkpoint: Checkpoint) -> str:
+    """The name under which a family's checkpoints are versions of one registered model."""
+    return f"discdiff-{checkpoint.method}"
+
+
+def _card(spec: Train, made: Checkpoint) -> dict[str, str]:
+    """What a registered version says of its weights."""
+    facts = {
+        "uri": made.uri,
+        "open": f"discdiff.training.load({made.uri!r})",
+        "method": made.method,
+        "step": made.step,
+        "parameters": made.parameters,
+        "length": made.length,
+        "tokens": spec.tokens.key,
+    }
+    return {name: str(value) for name, value in facts.items()}
 
 
 def prepare(spec: Train, workers: int, uri: str) -> None:

@@ -84,9 +84,31 @@ def test_the_harness_is_told_the_bound_and_its_error():
     assert " " not in text
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_the_harness_runs_a_task_from_its_documents_to_its_metrics(tmp_path, monkeypatch):
+    harness = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "data.jsonl").write_text('{"q": "abc ab"}\n{"q": "dd cab a"}\n')
+    task = {
+        "task": "tiny",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "data.jsonl")}},
+        "test_split": "test",
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{q}}",
+        "metric_list": [{"metric": "bits_per_byte"}],
+    }
+    found = harness.simple_evaluate(adapter(model(Autoregressive())), tasks=[task], bootstrap_iters=0)
+    # An untrained network gives each of the V tokens 1 / V.
+    bits = found["results"]["tiny"]["bits_per_byte,none"]
+    assert bits == pytest.approx(math.log2(TOKENIZER.size), rel=1e-5)
+    assert found["config"]["likelihood"] == "log-likelihood, exact"
+
+
 def test_without_the_harness_the_adapter_says_what_to_install(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
-    with pytest.raises(DiscdiffError, match="pip install lm_eval"):
+    with pytest.raises(DiscdiffError, match=r"pip install 'discdiff\[harness\]'"):
         adapter(model(Autoregressive()))

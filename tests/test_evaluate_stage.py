@@ -1,6 +1,7 @@
 """The stages evaluate and report on a real store, checkpoints and samples, run by a real runner."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from typer.testing import CliRunner, Result
 
 from discdiff.data.build import build
 from discdiff.data.characters import Characters
@@ -22,19 +24,26 @@ from discdiff.evaluation.likelihood import Likelihood
 from discdiff.evaluation.page import Page
 from discdiff.methods import Autoregressive, Block, DiscreteFlow, GenMd4, Mdlm, Method
 from discdiff.networks import Transformer
+from discdiff.networks.ema import Ema
 from discdiff.samplers import TopP
-from discdiff.training import Checkpoints, Recipe, Subject, fit
+from discdiff.training import Checkpoints, Loss, Recipe, Subject, fit
+from discdiff.training.optimizer import adamw
+from discdiff.training.parallel import World as Alone
 from discdiff.types import DiscdiffError
+from jobs import evaluate as evaluate_job
 from pipelines import bound
 from pipelines.artifacts import Artifact, Checkpoint, Samples, Tokens
 from pipelines.evaluate import Evaluate, Evaluation, Named, evaluate
 from pipelines.frontier import Frontier, Point, measure, point, sampler
 from pipelines.generate import Generate, Generator
+from pipelines.place import Place
 from pipelines.placement import Placement
+from pipelines.record import RECORD, Record
 from pipelines.report import ReportSpec, report
 from pipelines.runner import Runner
 from pipelines.stage import stage
 from pipelines.texts import counts, real, stream, text_of
+from pipelines.tracking import Untracked
 from pipelines.work import Work
 
 LENGTH = 24
@@ -96,16 +105,32 @@ def store(folder: Path, seed: int, alphabet: str) -> Tokens:
     )
 
 
-def trained(folder: Path, method: Method, tokens: Tokens) -> Checkpoint:
-    """A few steps of training, with what the train stage leaves beside them."""
-    text = Store.open(tokens.uri)
-    subject = Subject(
+def described(method: Method, text: Store) -> Subject:
+    return Subject(
         method=method,
         backbone=Transformer(layers=1, width=32, heads=2),
         vocab=text.vocab,
         tokenizer=text.manifest.tokenizer,
         length=LENGTH,
     )
+
+
+def spoiled(folder: Path, method: Method, tokens: Tokens) -> Checkpoint:
+    """A whole checkpoint whose first weights are NaN."""
+    subject, recipe = described(method, Store.open(tokens.uri)), Recipe(steps=1)
+    network, world = subject.build(0), Alone.current(torch.device("cpu"))
+    with torch.no_grad():
+        next(network.parameters()).fill_(float("nan"))
+    loss = Loss(method, network)
+    Checkpoints(str(folder), subject, recipe).save(1, loss, adamw(loss, recipe), Ema(network, 0.9), world)
+    facts = {"method": method.kind, "step": 1, "length": LENGTH, "parameters": 1}
+    return Checkpoint(key="train-spoiled", uri=str(folder), label="spoiled", **facts)
+
+
+def trained(folder: Path, method: Method, tokens: Tokens) -> Checkpoint:
+    """A few steps of training, with what the train stage leaves beside them."""
+    text = Store.open(tokens.uri)
+    subject = described(method, text)
     recipe = Recipe(
         steps=25, batch=16, learning_rate=1e-2, warmup=5, ema=0.8, checkpoint_every=25, log_every=5
     )
@@ -371,26 +396,11 @@ def test_a_checkpoint_that_is_not_ours_is_refused(world, tmp_path):
 
 
 def test_a_truncated_checkpoint_is_refused(world, tmp_path):
-    import shutil
-
     folder = tmp_path / "cut"
     shutil.copytree(world.models["mdlm"].uri, folder)
     (largest,) = sorted(folder.glob("step-*/state/*.distcp"), key=lambda p: p.stat().st_size)[-1:]
     largest.write_bytes(largest.read_bytes()[:-100])
     refused(world, tmp_path, "is not whole", checkpoint=elsewhere(world.models["mdlm"], folder))
-
-
-def test_weights_that_are_not_numbers_are_refused(world, tmp_path, monkeypatch):
-    from discdiff.training import load
-
-    def broken(uri: str, **options: object) -> object:
-        model = load(uri, **options)
-        with torch.no_grad():
-            next(model.network.parameters()).fill_(float("nan"))
-        return model
-
-    monkeypatch.setattr(bound, "load", broken)
-    refused(world, tmp_path, r"the bound of sequence \d+ is nan")
 
 
 def test_an_empty_sample_set_is_refused(world, tmp_path):
@@ -411,6 +421,109 @@ def test_a_store_or_judge_of_another_vocabulary_is_refused(world, tmp_path):
     refused(world, tmp_path, "a judge must be autoregressive", judge=world.models["mdlm"])
     others = (Named(name="foreign", tokens=foreign),)
     refused(world, tmp_path, "was trained with tokenizer", zero_shot=others)
+
+
+# The same, on the command line
+
+
+def committed(artifact: Artifact, folder: Path) -> str:
+    """The artifact's folder, copied, with the record that makes it one."""
+    if artifact.uri != str(folder):
+        shutil.copytree(artifact.uri, folder)
+    (folder / RECORD).unlink(missing_ok=True)
+    content = {"spec": {}, "artifact": artifact.content(), "created": "", "seconds": 0, "versions": {}}
+    named = {"stage": artifact.kind, "version": 1, "key": artifact.key, "label": artifact.label}
+    Place(str(folder)).create(RECORD, Record.model_validate(named | content).model_dump_json().encode())
+    return str(folder)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a job is given, by field."""
+
+    folder: Path
+    checkpoint: str
+    tokens: str
+    samples: str
+    judge: str
+
+
+@pytest.fixture
+def asked(world, tmp_path) -> Asked:
+    one, reader = world.models["mdlm"], world.models["autoregressive"]
+    return Asked(
+        tmp_path,
+        committed(one, tmp_path / "model"),
+        committed(world.tokens, tmp_path / "tokens"),
+        committed(world.samples["mdlm"], tmp_path / "samples"),
+        committed(reader, tmp_path / "judge"),
+    )
+
+
+def said(asked: Asked, monkeypatch: pytest.MonkeyPatch, **changes: str) -> Result:
+    """What `python -m jobs.evaluate` says and returns."""
+    monkeypatch.setattr("pipelines.command.Mlflow", lambda folder, warn: Untracked())
+    names = ("checkpoint", "tokens", "samples", "judge")
+    given = {name: getattr(asked, name) for name in names} | changes
+    root, width = (
+        ["--root", str(asked.folder / "runs")],
+        ["estimator={kind='stratified', strata=2}", "rows=4"],
+    )
+    return CliRunner().invoke(
+        evaluate_job.main, [*(f"{name}={each}" for name, each in given.items()), *width, *root]
+    )
+
+
+def one_line(result: Result, text: str) -> None:
+    assert result.exit_code == 2, (result.output, result.exception)
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert text in line
+
+
+def test_the_job_scores_what_is_whole(asked, monkeypatch):
+    result = said(asked, monkeypatch)
+    assert result.exit_code == 0, result.output
+    assert len(list((asked.folder / "runs").glob("evaluate-*/artifact.json"))) == 1
+
+
+def test_the_job_refuses_a_checkpoint_that_is_not_ours(asked, monkeypatch):
+    theirs = asked.folder / "theirs"
+    theirs.mkdir()
+    torch.save({"model": torch.zeros(3)}, theirs / "pytorch_model.bin")
+    (theirs / "config.json").write_text("{}")
+    one_line(said(asked, monkeypatch, checkpoint=str(theirs)), "holds no finished artifact")
+    one_line(said(asked, monkeypatch, checkpoint=asked.tokens), "holds tokens, but checkpoint is needed")
+
+
+def test_the_job_refuses_a_truncated_checkpoint(asked, monkeypatch):
+    states = Path(asked.checkpoint).glob("step-*/state/*.distcp")
+    largest = max(states, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-100])
+    one_line(said(asked, monkeypatch), "is not whole")
+
+
+def test_the_job_refuses_weights_that_are_not_numbers(world, asked, monkeypatch):
+    folder = asked.folder / "nan"
+    model = committed(spoiled(folder, Mdlm(), world.tokens), folder)
+    one_line(said(asked, monkeypatch, checkpoint=model), "the bound of sequence 0 is nan")
+    folder = asked.folder / "reader"
+    reader = committed(spoiled(folder, Autoregressive(), world.tokens), folder)
+    one_line(said(asked, monkeypatch, judge=reader), "is nan")
+
+
+def test_the_job_refuses_an_empty_sample_set(asked, monkeypatch):
+    for shard in Path(asked.samples).glob("*.parquet"):
+        shard.unlink()
+    one_line(said(asked, monkeypatch), "holds no sample")
+
+
+def test_the_job_refuses_a_judge_of_another_vocabulary(world, asked, monkeypatch):
+    foreign = store(asked.folder / "foreign", 3, "".join(sorted(set(" .xyz".join(WORDS)))))
+    judge = trained(asked.folder / "foreign judge", Autoregressive(), foreign)
+    other = committed(judge, asked.folder / "foreign judge")
+    one_line(said(asked, monkeypatch, judge=other), "has another vocabulary")
+    one_line(said(asked, monkeypatch, judge=asked.checkpoint), "a judge must be autoregressive")
 
 
 def test_two_judges_and_no_evaluations_are_refused(world, tmp_path):

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,39 @@ def test_a_server_that_is_away_and_comes_back_gets_all(tmp_path: Path) -> None:
         "late": ("FINISHED", None),
         "train late": ("FINISHED", "late"),
     }
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")
+@pytest.mark.parametrize("served", [False, True], ids=["embedded", "server"])
+def test_checkpoints_are_versions_of_registered_models(tmp_path: Path, served: bool) -> None:
+    from mlflow.tracking import MlflowClient
+
+    (port,) = free_ports(1)
+    warnings: list[str] = []
+    uri = f"http://127.0.0.1:{port}" if served else None
+    with server(tmp_path, port) if served else nullcontext():
+        tracking = Mlflow(tmp_path, warnings.append, uri=uri)
+        with tracking.run("train", {}) as run:
+            for _ in range(2):  # what was sent before a crash may be sent again
+                run.register("discdiff-mdlm", "train-1", {"stage": "trained", "use": "research"})
+            run.register("discdiff-mdlm", "train-2", {"stage": "trained", "long": "x" * 9000})
+        with tracking.run("evaluate", {}) as run:
+            run.describe("discdiff-mdlm", "train-1", {"stage": "evaluated", "perplexity": "3.5"})
+            run.describe("discdiff-udlm", "train-3", {"stage": "evaluated"})
+        tracking.close()
+        client = MlflowClient(tracking.uri)
+        assert [each.name for each in client.search_registered_models()] == ["discdiff-mdlm"]
+        versions = {each.tags["key"]: each for each in client.search_model_versions("name='discdiff-mdlm'")}
+        assert sorted(versions) == ["train-1", "train-2"]
+        first = versions["train-1"]
+        told = {"key": "train-1", "stage": "evaluated", "use": "research", "perplexity": "3.5"}
+        assert (first.tags, first.status) == (told, "READY")
+        assert versions["train-2"].tags["stage"] == "trained"
+        assert client.get_run(first.run_id).info.run_name == "train"
+        card = client.download_artifacts(first.run_id, "model/card.json", str(tmp_path))
+        assert "stage" in json.loads(Path(card).read_text())
+    assert warnings == []
+    assert not list((tmp_path / SPOOL).glob("*.rejected"))
 
 
 LONG = "k" * 300

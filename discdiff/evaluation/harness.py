@@ -1,7 +1,7 @@
 """An adapter to lm-evaluation-harness: `lm_eval.simple_evaluate(model=adapter(continuations), tasks=[...])`.
 
-Needs the package `lm_eval`. Results carry the type of the bound and the errors of the estimates in the
-model's info.
+Needs the package `lm_eval`, which is the extra `harness`. Results carry the type of the bound and the errors
+of the estimates in the model's info.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,9 @@ def adapter(model: Continuations) -> Any:
     try:
         from lm_eval.api.model import LM  # type: ignore[import-not-found]
     except ImportError as error:
-        raise DiscdiffError("the harness needs the package lm_eval: pip install lm_eval") from error
+        raise DiscdiffError(
+            "the harness needs the package lm_eval: pip install 'discdiff[harness]'"
+        ) from error
 
     class Adapter(LM):  # pyright: ignore[reportUntypedBaseClass]
         """Likelihoods of a model for the harness; `errors` keeps the standard error of each that was "

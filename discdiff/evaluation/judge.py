@@ -109,7 +109,7 @@ class HuggingFace:
             from transformers import AutoModelForCausalLM, AutoTokenizer  # type: ignore[import-not-found]
         except ImportError as error:
             raise DiscdiffError(
-                "a Hugging Face judge needs the package transformers: pip install transformers"
+                "a Hugging Face judge needs the package transformers: pip install 'discdiff[judges]'"
             ) from error
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
