@@ -29,6 +29,7 @@ from discdiff.samplers.reverse import (
     Euler,
     FirstHitting,
     FlowEuler,
+    GreedyTail,
     Tweedie,
 )
 from discdiff.samplers.sampler import Draw, Sampler
@@ -64,6 +65,7 @@ __all__ = [
     "ForwardBackward",
     "Gibbs",
     "Greedy",
+    "GreedyTail",
     "Guided",
     "Held",
     "Inverse",
