@@ -28,7 +28,7 @@ from discdiff.oracle import (
 )
 from discdiff.parameterizations import Posterior, ScaledScore
 from discdiff.processes import Mask, Uniform, duality
-from discdiff.samplers import Sampler
+from discdiff.samplers import GreedyTail, Listed, Psi, Sampler
 from discdiff.schedules import Cosine, Linear, Power, SquaredCosine
 from discdiff.training import Checkpoints, Recipe, check_start, fit, load, start_from
 from discdiff.types import Canvas, DiscdiffError, canvas
@@ -429,6 +429,33 @@ def test_distillation_brings_few_steps_closer_to_the_data():
     for steps, gain in ((2, 1.8), (4, 1.8)):
         best = min(distance(teacher, net, steps), distance(teacher, MODES.network(teacher), steps))
         assert distance(student, new, steps) < best / gain
+
+
+def test_the_greedy_tail_takes_the_mode_of_the_last_step_alone():
+    """Its law is that of the steps before, each state then moved to its modes; draws follow it."""
+    method = Duo()
+    net = LAW.network(method)
+    states, one = LAW.sequences, torch.ones(9, 1, dtype=torch.float64)
+    last = method.log_bridge(net(states, one * 0.25, canvas(states).condition), states, 0 * one, one * 0.25)
+    modes = last.argmax(-1)
+    before = exact_law(Sampler(steps=3, grid=Listed(listed=(1.0, 0.5, 0.25, 0.0))), method, net, 2)
+    sampler = Sampler(steps=3, grid=Listed(listed=(1.0, 0.5, 0.25, 0.0)), reverse=GreedyTail())
+    after = exact_law(sampler, method, net, 2)
+    assert bool((after[(states[:, None] != modes).any(-1).all(-1)] == 0).all())
+    assert len(modes.unique(dim=0)) == int((after > 0).sum())
+    assert not torch.allclose(before, after)
+    drawn = method.sample(net, canvas(torch.zeros(6000, 2, dtype=torch.int64)), sampler, Noise(9))
+    counts = torch.bincount(drawn[:, 0] * 3 + drawn[:, 1], minlength=9)
+    assert not counts[after == 0].any()
+    assert chi_square(counts[after > 0], after[after > 0]) > 1e-4
+    assert Sampler.model_validate_json(sampler.model_dump_json()) == sampler
+
+
+def test_the_greedy_tail_needs_noise_that_changes_tokens():
+    with pytest.raises(DiscdiffError, match="greedy tail needs noise that changes tokens"):
+        Sampler(steps=4, reverse=GreedyTail()).check(Mdlm())
+    with pytest.raises(ValueError, match="psi widens the ancestral step"):
+        Sampler(steps=4, reverse=GreedyTail(), corrector=Psi())
 
 
 # What is said of mistakes -----------------------------------------------------------------------------------

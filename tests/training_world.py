@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from training_problem import RECIPE, SUBJECT, VOCAB, Table, network, weights
 
-from discdiff.methods import AnyMethod, Duo, DuoDistilled, Method
-from discdiff.training import Checkpoints, DataParallel, FullyShard, fit
+from discdiff.methods import AnyMethod, Duo, DuoDistilled, Follows, Method
+from discdiff.training import Checkpoints, DataParallel, FullyShard, fit, start_from
 
 MICRO = RECIPE.model_copy(update={"microbatch": 2})
 
@@ -59,9 +59,19 @@ def families(parallel) -> dict[str, dict[str, torch.Tensor]]:
     for method in methods():
         torch.manual_seed(0)
         net = method.network(SUBJECT.backbone, VOCAB)
+        if isinstance(method, Follows):
+            start_from(method, net, trained_before(method.first))
         fit(method, net, Table(), recipe, validation=Table(seed=2), parallel=parallel)
         found[method.kind] = weights(net)
     return found
+
+
+def trained_before(method: Method) -> torch.nn.Module:
+    """A network to start from that says something, as a trained one does."""
+    net = method.network(SUBJECT.backbone, VOCAB)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    return net
 
 
 def methods() -> list[Method]:

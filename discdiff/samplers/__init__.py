@@ -37,6 +37,7 @@ from discdiff.samplers.reverse import (
     Euler,
     FirstHitting,
     FlowEuler,
+    GreedyTail,
     Tweedie,
 )
 from discdiff.samplers.sampler import Draw, Sampler
@@ -79,6 +80,7 @@ __all__ = [
     "GaussianSampler",
     "Gibbs",
     "Greedy",
+    "GreedyTail",
     "Guided",
     "Held",
     "Inverse",

@@ -53,6 +53,30 @@ class Ancestral(Value, frozen=True):
 Tweedie = Analytic = Ancestral
 
 
+class GreedyTail(Ancestral, frozen=True):
+    """Ancestral steps, the last of which takes the most probable token: Duo's greedy tail (arXiv:2506.10892).
+
+    For noise that changes tokens up to the last step; the most probable of a masked token's is a filter's to
+    choose.
+    """
+
+    kind: Literal["greedy_tail"] = "greedy_tail"  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def log_law(
+        self,
+        dynamics: Dynamics,
+        raw: Float[Tensor, "*n W"],
+        x_t: Int64[Tensor, "*n"],
+        s: Float64[Tensor, "*m"],
+        t: Float64[Tensor, "*m"],
+    ) -> Float[Tensor, "*n K"]:
+        """log p(x_s | x_t), certain of its mode where s = 0. `[..., W] -> [..., K]`"""
+        law = dynamics.log_bridge(raw, x_t, s, t)
+        if not bool((s == 0).all()):
+            return law
+        return torch.full_like(law, -torch.inf).scatter(-1, law.argmax(-1, keepdim=True), 0)
+
+
 class Euler(Value, frozen=True):
     """Jump to y with probability (t - s) times its reverse rate, else stay (tau-leaping, arXiv:2205.14987).
 
@@ -137,4 +161,4 @@ class FirstHitting(Value, frozen=True):
     kind: Literal["first_hitting"] = "first_hitting"
 
 
-AnyReverse = Annotated[Ancestral | Euler | FlowEuler | FirstHitting, Field(discriminator="kind")]
+AnyReverse = Annotated[Ancestral | GreedyTail | Euler | FlowEuler | FirstHitting, Field(discriminator="kind")]

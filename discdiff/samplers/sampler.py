@@ -35,7 +35,7 @@ from discdiff.samplers.grid import AnyGrid, Even, Held
 from discdiff.samplers.guidance import AnyGuidance, ClassifierBased, ClassifierFree
 from discdiff.samplers.orders import AnyOrder, EntropyBudget
 from discdiff.samplers.predictor import Predictor, Reversible, check_network
-from discdiff.samplers.reverse import Ancestral, AnyReverse, FirstHitting, FlowEuler
+from discdiff.samplers.reverse import Ancestral, AnyReverse, FirstHitting, FlowEuler, GreedyTail
 from discdiff.samplers.steps import Step, denoise
 from discdiff.samplers.sweeps import sweep
 from discdiff.samplers.trace import Observer, nobody, within
@@ -211,7 +211,7 @@ class Sampler(Value, frozen=True):
 def _contradictions(sampler: Sampler) -> list[tuple[bool, str]]:
     """Parts that can't be combined with each other, whatever the method."""
     hitting, ordered = isinstance(sampler.reverse, FirstHitting), sampler.order is not None
-    corrector, ancestral = sampler.corrector, isinstance(sampler.reverse, Ancestral)
+    corrector, ancestral = sampler.corrector, sampler.reverse == Ancestral()
     within = isinstance(corrector, Within)
     flow = isinstance(corrector, FlowCorrector)
     return [
@@ -260,6 +260,7 @@ def _mismatches(sampler: Sampler, method: Reversible) -> list[tuple[bool, str]]:
             "corrector or guidance",
         ),
         (isinstance(sampler.reverse, FirstHitting) and not mask, "first_hitting undoes mask noise"),
+        (isinstance(sampler.reverse, GreedyTail) and mask, "the greedy tail needs noise that changes tokens"),
         (isinstance(sampler.reverse, FlowEuler) and not fixed, "the flow step needs mask or uniform noise"),
         (sampler.order is not None and not mask, "an order needs mask noise"),
         (isinstance(sampler.corrector, Remask) and not mask, "remask needs mask noise: use psi"),

@@ -49,7 +49,7 @@ class Step:
     def _bridges_by_parts(self) -> bool:
         """Whether the step is the bridge of mixing noise and nothing else."""
         predictor = self.predictor
-        plain = self.within is None and isinstance(self.reverse, Ancestral) and predictor.method.tokens_alike
+        plain = self.within is None and self.reverse == Ancestral() and predictor.method.tokens_alike
         weighed = isinstance(predictor.guidance, ClassifierBased)
         return plain and not weighed and isinstance(predictor.process, Interpolating)
 
