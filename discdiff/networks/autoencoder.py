@@ -9,8 +9,8 @@ so every latent has mean square one, exactly: Gaussian diffusion finds unit scal
 gather. Latent diffusion of text: Lovelace et al. 2022, arXiv:2212.09462, where a pretrained language model is
 bent into the autoencoder; here it is trained from scratch, on the same tokens as all that follows.
 
-Latents know the words around them, and only those: padding is hidden, from attention and from the latent that
-it shares with text, and so are other documents.
+Latents know the words around them, and only those: other documents are hidden from attention, and so is
+padding, which is token 0 whatever stood there where it shares a latent with text.
 """
 
 from dataclasses import replace
@@ -42,7 +42,7 @@ class AutoencoderNetwork(nn.Module):
 
     def encode(self, seen: "Seen") -> Float[Tensor, "B M E"]:
         """The latents of tokens. `[B, L] -> [B, L / r, E]`"""
-        return self.encoder(seen.canvas.tokens, seen.live, seen.canvas.condition)
+        return self.encoder(seen.canvas.tokens, seen.canvas.condition)
 
     def decode(self, z: Float[Tensor, "B M E"], condition: Condition) -> Float[Tensor, "B L V"]:
         """The logits of tokens given latents, in the tokens' condition. `[B, L / r, E] -> [B, L, V]`"""
@@ -60,10 +60,8 @@ class Encoder(nn.Module):
         # Zero, as heads begin, has no direction.
         nn.init.normal_(self.head.weight, std=(span * backbone.width) ** -0.5)
 
-    def forward(
-        self, tokens: Int64[Tensor, "B L"], live: Bool[Tensor, "B L"], condition: Condition
-    ) -> Float[Tensor, "B M E"]:
-        h = ask(self.trunk, tokens, condition) * live[..., None]
+    def forward(self, tokens: Int64[Tensor, "B L"], condition: Condition) -> Float[Tensor, "B M E"]:
+        h = ask(self.trunk, tokens, condition)
         a = self.head(h.unflatten(1, (-1, self.span)).flatten(2))
         return F.rms_norm(a, a.shape[-1:], eps=EPS)
 
