@@ -15,7 +15,7 @@ from training_problem import LENGTH, RECIPE, SUBJECT, VOCAB, Table, network, wei
 from training_world import families
 
 from discdiff.data.folder import Folder
-from discdiff.methods import Autoregressive, Mdlm, Udlm
+from discdiff.methods import Autoregressive, Embedding, Mdlm, Udlm
 from discdiff.networks import Transformer
 from discdiff.networks.ema import Ema
 from discdiff.noise import Noise
@@ -279,7 +279,7 @@ def test_training_learns_what_there_is_to_learn():
     assert logs[-1][1]["bound"] < 0.8 * math.log(VOCAB)
 
 
-@pytest.mark.parametrize("method", [Mdlm(), Autoregressive()])
+@pytest.mark.parametrize("method", [Mdlm(), Autoregressive(), Embedding()])
 def test_bfloat16_computes_the_trunk_and_nothing_else(method):
     net = method.network(SUBJECT.backbone, VOCAB)
     seen = {}
