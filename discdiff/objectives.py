@@ -109,6 +109,12 @@ class Continuous(Value, frozen=True):
         """The density over the squared error of a clean vector, with Gaussian noise: -snr' / 2."""
         return -process.dsnr(t) / 2
 
+    def spread(
+        self, process: VariancePreserving, u: Float64[Tensor, "*n"]
+    ) -> tuple[Float64[Tensor, "*n"], Float64[Tensor, "*n"]]:
+        """Times to measure Gaussian noise at, for u ~ U(0, 1), and dt/du: even in log beta."""
+        return process.spread(u)
+
 
 class Steps(Value, frozen=True):
     """Time is cut into T equal steps: T times the divergence of the bridges of one step."""
@@ -143,6 +149,12 @@ class Steps(Value, frozen=True):
         2.
         """
         return self.count * (process.snr(self.start(t)) - process.snr(t)) / 2
+
+    def spread(
+        self, process: VariancePreserving, u: Float64[Tensor, "*n"]
+    ) -> tuple[Float64[Tensor, "*n"], Float64[Tensor, "*n"]]:
+        """Times to measure Gaussian noise at, for u ~ U(0, 1), and dt/du: all steps alike."""
+        return u, torch.ones_like(u)
 
 
 AnyClock = Annotated[Continuous | Steps, Field(discriminator="kind")]

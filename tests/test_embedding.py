@@ -220,8 +220,8 @@ def test_a_step_is_the_divergence_of_gaussians(method):
 def test_the_bound_is_density_and_ends(method):
     net, x = small_network(method), some()
     noise = Noise(5)
-    time = noise.on(x.rows).time()
-    parts = method.density_at(net, x, time, noise) + method.ends(net, x, noise)
+    time, pace = method.clock.spread(method.process, noise.on(x.rows).time())
+    parts = method.density_at(net, x, time, noise) * pace[:, 0] + method.ends(net, x, noise)
     torch.testing.assert_close(method.bound(net, x, noise), parts)
     if isinstance(method.weighting, Exact):
         torch.testing.assert_close(method.loss(net, x, noise), parts)

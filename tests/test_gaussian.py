@@ -101,6 +101,22 @@ def test_many_steps_weigh_as_continuous_time_does(process):
 
 
 @every_process
+def test_times_are_spread_evenly_in_log_beta(process):
+    """And dt/du is the derivative; a constant error integrates to the same nats both ways."""
+    if process.ends[0] == 1:
+        pytest.skip("beta is 0 at t = 0: no bound is taken of such noise")
+    u = torch.linspace(0, 1, 101).requires_grad_()
+    t, pace = process.spread(u)
+    middle = slice(1, -1)
+    torch.testing.assert_close(t[0], torch.tensor(0.0), atol=1e-9, rtol=0)
+    torch.testing.assert_close(t[-1], torch.tensor(1.0), atol=1e-6, rtol=0)
+    (slope,) = torch.autograd.grad(t[middle].sum(), u)
+    torch.testing.assert_close(slope[middle], pace[middle], rtol=1e-6, atol=1e-12)
+    ways = process.beta(t.detach()).log().diff()
+    torch.testing.assert_close(ways[1:-1], ways[1:-1].mean().expand(98), rtol=1e-5, atol=0)
+
+
+@every_process
 def test_the_prior_term_is_the_divergence_from_a_standard_normal(process):
     e = torch.randn(3, 5)
     one = torch.ones(())

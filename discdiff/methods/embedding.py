@@ -88,10 +88,12 @@ class Embedding(GaussianDiffusion, frozen=True):
         return self.vector_loss(net, vectors, noise.time(), noise) + self._ends(net, canvas, vectors, noise)
 
     def bound(self, net: EmbeddingNetwork, canvas: Canvas, noise: Noise) -> Float[Tensor, "B"]:
-        """An unbiased estimate, from one time per row, of an upper bound on -log p. `-> [B]` nats"""
+        """An unbiased estimate, from one time per row, of an upper bound on -log p. `-> [B]` nats
+
+        With a continuous clock strata of time are even in log beta.
+        """
         noise, vectors = noise.on(canvas.rows), _vectors(net, canvas)
-        density = self.vector_density(net, vectors, noise.time(), noise)
-        return density + self._ends(net, canvas, vectors, noise)
+        return self.vector_bound(net, vectors, noise.time(), noise) + self._ends(net, canvas, vectors, noise)
 
     def density_at(
         self, net: EmbeddingNetwork, canvas: Canvas, t: Float64[Tensor, "B 1"], noise: Noise

@@ -38,11 +38,19 @@ class Simple(Value, frozen=True):
 
     kind: Literal["simple"] = "simple"
 
+    def times(self, clock: AnyClock, process: VariancePreserving, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Times to train at, and dt/du: even ones."""
+        return u, torch.ones_like(u)
+
 
 class Exact(Value, frozen=True):
     """Training minimizes the bound itself."""
 
     kind: Literal["exact"] = "exact"
+
+    def times(self, clock: AnyClock, process: VariancePreserving, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Times to train at, and dt/du: those of the bound."""
+        return clock.spread(process, u)
 
 
 class SelfConditioning(Value, frozen=True):
@@ -86,10 +94,13 @@ class GaussianDiffusion(Value, frozen=True):
         return self.prediction.clean(self.process, self.raw(net, z, t, before, condition), z, t)
 
     def vector_loss(
-        self, net: Network, canvas: VectorCanvas, t: Float64[Tensor, "B 1"], noise: Noise
+        self, net: Network, canvas: VectorCanvas, u: Float64[Tensor, "B 1"], noise: Noise
     ) -> Float[Tensor, "B"]:
-        """What training minimizes at time t, summed over free positions. `[B, L, E] -> [B]`"""
+        """What training minimizes, from one u ~ U(0, 1) per row, summed over free positions. `[B, L, E] ->
+        [B]`
+        """
         e, condition = canvas.vectors, canvas.condition
+        t, pace = self.weighting.times(self.clock, self.process, u)
         t = self.clock.snap(t)
         z, times, eps = self.noised(canvas, t, noise)
         before = None
@@ -100,7 +111,8 @@ class GaussianDiffusion(Value, frozen=True):
             before = torch.where(shown, first, 0)
         raw = self.raw(net, z, times, before, condition)
         if isinstance(self.weighting, Exact):
-            return self._density(canvas, self.prediction.clean(self.process, raw, z, times), t)
+            nats = self._density(canvas, self.prediction.clean(self.process, raw, z, times), t)
+            return nats * pace[:, 0].to(nats)
         error = raw - self.prediction.target(self.process, e, eps, times)
         return (error.square().sum(-1) * canvas.free).sum(-1)
 
@@ -116,6 +128,16 @@ class GaussianDiffusion(Value, frozen=True):
         if self.self_conditioning is not None:
             before = self.estimate(net, z, times, None, canvas.condition)
         return self._density(canvas, self.estimate(net, z, times, before, canvas.condition), t)
+
+    def vector_bound(
+        self, net: Network, canvas: VectorCanvas, u: Float64[Tensor, "B 1"], noise: Noise
+    ) -> Float[Tensor, "B"]:
+        """The bound's integral over time from one u ~ U(0, 1) per row, at times at which it varies little.
+        `[B, L, E] -> [B]` nats
+        """
+        t, pace = self.clock.spread(self.process, u)
+        nats = self.vector_density(net, canvas, t, noise)
+        return nats * pace[:, 0].to(nats)
 
     def vector_prior(self, canvas: VectorCanvas) -> Float[Tensor, "B"]:
         """The bound's prior term, KL(q(z_1 | e) || N(0, I)) over free positions. `[B, L, E] -> [B]` nats"""

@@ -23,7 +23,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from discdiff.methods.autoencoder import Autoencoder
-from discdiff.methods.gaussian_diffusion import GaussianDiffusion, SelfConditioning
+from discdiff.methods.gaussian_diffusion import Exact, GaussianDiffusion, SelfConditioning
 from discdiff.networks import AnyBackbone
 from discdiff.networks.autoencoder import AutoencoderNetwork, Seen, portions
 from discdiff.noise import Noise
@@ -73,6 +73,11 @@ class Latent(GaussianDiffusion, frozen=True):
             raise DiscdiffError(
                 "the clean latent can't be read off the noise where no signal is left, at t = 1: "
                 "give the process a stop below 1, as 0.999, or predict x0 or velocity"
+            )
+        if isinstance(self.weighting, Exact) and self.process.ends[0] == 1:
+            raise DiscdiffError(
+                "the exact weighting is infinite where latents have no noise, at t = 0: "
+                "give the process a start above 0, as 1e-4, or take the simple weighting"
             )
         return self
 

@@ -75,6 +75,18 @@ class VariancePreserving(Value, frozen=True):
         """The derivative of the ratio at t."""
         return self.dalpha(t) / self.beta(t) ** 2
 
+    def spread(self, u: Float64[Tensor, "*n"]) -> tuple[Float64[Tensor, "*n"], Float64[Tensor, "*n"]]:
+        """The t at which log beta has come the share u of its way, and dt/du. `[...] -> [...], [...]`
+
+        -snr' dt is d beta / beta^2, so evenly spread times see most of it rarely: this is where it is.
+        """
+        first, last = (self.beta(torch.tensor(t, dtype=torch.float64, device=u.device)) for t in (0.0, 1.0))
+        reach = (last / first).log()
+        beta = first * (u * reach).exp()
+        t = (self.schedule.inverse(1 - beta) - self.start) / (self.stop - self.start)
+        t = t.clamp(0, 1)
+        return t, self.beta(t) * reach / -self.dalpha(t)
+
     def mixed(
         self, e: Float[Tensor, "*n E"], eps: Float[Tensor, "*n E"], t: Float64[Tensor, "*m"]
     ) -> Float[Tensor, "*n E"]:
