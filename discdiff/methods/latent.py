@@ -7,8 +7,8 @@ and each position becomes its likeliest token given all of them. Where the paper
 model into the autoencoder, whose decoder writes from left to right, this one is trained on the same tokens as
 the diffusion, with blocks of the same backbone, and writes all positions at once.
 
-It isn't scored. The encoder is deterministic, so the latents of texts are points of a continuum that the
-diffusion gives no probability, and no sum over latents leads to p(x).
+It isn't scored. The encoder is deterministic, so q(z | x) has no density, and the variational bound on
+-log p(x), which holds its entropy, is infinite.
 
 Nothing can be given: every latent depends on all of the text, so no prefix fixes any of them. Positions
 behind the last free one are padding, which isn't seen.
