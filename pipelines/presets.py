@@ -39,6 +39,7 @@ from discdiff.training import Cosine as CosineDecay
 from discdiff.training import Recipe
 from discdiff.types import DiscdiffError
 from pipelines.experiment import Control, Experiment, Measuring, Search
+from pipelines.frontier import Frontier
 from pipelines.generate import Default, Drawing
 
 
@@ -91,6 +92,9 @@ def compare() -> Experiment:
         packing=Wrap(length=64),
         drawing=Drawing(sampler=Default(steps=64), count=64),
         measuring=Measuring(rows=256, estimator=Likelihood(strata=8, draws=2)),
+        frontier=Frontier(
+            temperatures=(0.7, 1.0), top_ps=(0.9,), steps=(8, 64), batches=(1, 8), at=64, count=8
+        ),
         control=Control(
             corpus=Tokenize(corpus=law, tokenizer=Symbols(size=chain.vocab)),
             packing=Wrap(length=law.length),
@@ -121,8 +125,8 @@ FAMILIES: tuple[AnyMethod, ...] = (
     Embedding(weighting=Exact()),
     Latent(),
 )
-"""One of each family, as its paper has it; embedding diffusion learns by its bound, which its simple loss leaves
-far behind in so few steps.
+"""One of each family, as its paper has it but for embedding diffusion: in so few steps its simple loss leaves
+the bound far behind, so it learns by that.
 """
 
 
