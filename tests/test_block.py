@@ -7,8 +7,9 @@ from scipy import stats
 
 from discdiff import oracle
 from discdiff.methods import Block, D3pm, DiscreteFlow, Gidd, Mdlm, Sedd, Udlm
-from discdiff.methods.block import doubled_mask, loss_variance
+from discdiff.methods.block import doubled, loss_variance
 from discdiff.networks import Transformer
+from discdiff.networks.patterns import by_blocks
 from discdiff.noise import Noise
 from discdiff.processes import Mask
 from discdiff.samplers import Blocks, Sampler
@@ -105,7 +106,7 @@ def test_the_doubled_pass_is_the_pass_of_sampling(inner):
         both,
         times,
         Condition(),
-        mask=doubled_mask(LENGTH, size, both.device),
+        mask=doubled(LENGTH, size),
         positions=torch.cat([place, place]),
     )
     following = Following(net, LENGTH)
@@ -177,3 +178,23 @@ def test_context_is_never_touched():
     drawn = method.sample(network(method), Canvas(x.tokens, free, x.rows), Blocks(size=4), Noise(0))
     assert torch.equal(drawn[:, :3], x.tokens[:, :3])
     assert bool((drawn < VOCAB).all())
+
+
+@pytest.mark.parametrize(
+    "documents", [None, torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0, 2, 2]])]
+)
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+@pytest.mark.parametrize("size", [1, 3, 4, 8])
+def test_attention_by_blocks_is_attention_with_the_dense_mask(size, documents):
+    """The kernel itself is compiled on GPUs only; its plain form, with the same mask of blocks, runs here."""
+    pattern = doubled(8, size, documents)
+    query, key, value = torch.randn(3, 2, 2, 16, 4, generator=torch.Generator().manual_seed(1))
+    device = torch.device("cpu")
+    dense = torch.nn.functional.scaled_dot_product_attention(query, key, value, pattern.dense(device))
+    torch.testing.assert_close(by_blocks(query, key, value, pattern.sparse(device)), dense)
+
+
+def test_blocks_in_which_nothing_is_allowed_are_skipped():
+    """Of a doubled sequence of 1,024 positions: three quarters are, nearly."""
+    mask = doubled(1024, 16).sparse(torch.device("cpu"))
+    assert mask.sparsity() > 60

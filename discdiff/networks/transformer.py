@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from discdiff.networks.attention import Attention, Bidirectional, KeyValueCache, attention_mask
 from discdiff.networks.embedding import ClassEmbedding, TimeEmbedding, TokenEmbedding
+from discdiff.networks.patterns import BlockMask, Pattern, by_blocks
 from discdiff.networks.rotary import rotate, rotation
 from discdiff.types import Condition, DiscdiffError, Value
 
@@ -95,7 +96,7 @@ class TransformerNetwork(nn.Module):
         condition: Condition,
         *,
         cache: KeyValueCache | None = None,
-        mask: Bool[Tensor, "..."] | None = None,
+        mask: Pattern | Bool[Tensor, "..."] | None = None,
         positions: Int[Tensor, "... L"] | None = None,
     ) -> Float[Tensor, "B L W"]:
         return self.head(self.trunk(x, t, condition, cache=cache, mask=mask, positions=positions))
@@ -111,6 +112,7 @@ class Trunk(nn.Module):
         condition = min(CONDITION_WIDTH, width) if conditioned else 0
         self.attention = attention
         self.heads = backbone.heads
+        self.dropout = backbone.dropout
         self.embedding = embedding
         self.time = TimeEmbedding(condition) if backbone.time else None
         self.label = ClassEmbedding(backbone.labels, condition) if backbone.labels else None
@@ -127,14 +129,14 @@ class Trunk(nn.Module):
         condition: Condition,
         *,
         cache: KeyValueCache | None = None,
-        mask: Bool[Tensor, "..."] | None = None,
+        mask: Pattern | Bool[Tensor, "..."] | None = None,
         positions: Int[Tensor, "... L"] | None = None,
     ) -> Float[Tensor, "B L D"]:
         """Features of each position.
 
-        `mask` (`[L, L]` or `[B, 1, L, L]`) replaces attention pattern and documents (True: may attend),
-        `positions` the rotary positions 0 .. L - 1 (`[L]` or `[B, L]`). With a `cache` the tokens follow
-        those already in it.
+        `mask`, a pattern or `[L, L]` or `[B, 1, L, L]`, replaces the network's own pattern and documents
+        (True: may attend), `positions` the rotary positions 0 .. L - 1 (`[L]` or `[B, L]`). With a `cache`
+        the tokens follow those already in it.
         """
         length, device = x.shape[1], x.device
         past = cache.length if cache is not None else 0
@@ -142,16 +144,24 @@ class Trunk(nn.Module):
             positions = torch.arange(past, past + length, device=device)
         causal = mask is None and self.attention.triangular and past == 0 and condition.documents is None
         if mask is None:
-            mask = attention_mask(self.attention, length, device, documents=condition.documents, cache=cache)
+            seen = attention_mask(self.attention, length, device, documents=condition.documents, cache=cache)
+        elif isinstance(mask, Pattern):
+            seen = mask.sparse(device) if self._sparse(device) else mask.dense(device)
+        else:
+            seen = mask
         c = self._conditioning(t, condition)
         h = self.embedding(x)
         angles = rotation(positions, h.shape[-1] // self.heads, h.dtype)
         for block in self.blocks:
-            h = block(h, c, angles, mask, causal, cache)
+            h = block(h, c, angles, seen, causal, cache)
         if cache is not None:
             cache.advance(length)
         shift, scale = self.modulation(c)
         return modulate(h, shift, scale)
+
+    def _sparse(self, device: torch.device) -> bool:
+        """Whether patterns are computed block by block: on a GPU, where no attention is dropped out."""
+        return device.type == "cuda" and not (self.training and self.dropout)
 
     def _conditioning(self, t: Float[Tensor, "B _"], condition: Condition) -> Float[Tensor, "B _ C"] | None:
         if condition.labels is not None and self.label is None:
@@ -199,7 +209,7 @@ class Block(nn.Module):
         h: Float[Tensor, "B L D"],
         c: Float[Tensor, "B _ C"] | None,
         angles: Float[Tensor, "..."],
-        mask: Bool[Tensor, "..."] | None,
+        mask: Bool[Tensor, "..."] | BlockMask | None,
         causal: bool,
         cache: KeyValueCache | None,
     ) -> Float[Tensor, "B L D"]:
@@ -213,7 +223,7 @@ class Block(nn.Module):
         self,
         h: Float[Tensor, "B L D"],
         angles: Float[Tensor, "..."],
-        mask: Bool[Tensor, "..."] | None,
+        mask: Bool[Tensor, "..."] | BlockMask | None,
         causal: bool,
         cache: KeyValueCache | None,
     ) -> Float[Tensor, "B L D"]:
@@ -222,6 +232,8 @@ class Block(nn.Module):
         value = value.transpose(1, 2)
         if cache is not None:
             key, value = cache.extend(self.index, key, value)
+        if isinstance(mask, BlockMask):
+            return by_blocks(query, key, value, mask).transpose(1, 2).flatten(-2)
         dropout = self.dropout.p if self.training else 0.0
         out = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=causal)
         return out.transpose(1, 2).flatten(-2)

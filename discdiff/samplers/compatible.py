@@ -20,8 +20,9 @@ def check(method: Any, sampler: Any) -> None:
     own = method.default_sampler(1)
     if type(sampler) is not type(own):
         raise DiscdiffError(
-            f"{method.kind} can't be drawn with the sampler {sampler.kind!r}: give {own.kind!r}, "
-            "or the method's default_sampler"
+            f"{method.kind} can't be drawn with the sampler {sampler.kind!r}: give {own.kind!r}"
+            + (" and put other samplers inside it" if isinstance(own, Blocks) else "")
+            + ", or the method's default_sampler"
         )
     if isinstance(sampler, Sampler | GaussianSampler):
         sampler.check(method)
