@@ -15,6 +15,7 @@ from pipelines.place import Place
 from pipelines.record import RECORD, Record
 from pipelines.runner import Runner
 from pipelines.specs import specification
+from pipelines.vocabulary import Vocabulary
 
 EXAMPLES: list[Artifact] = [
     Tokens(key="tokenize-1", uri="/a", fingerprint="f", vocab=2, documents=3, tokens=4),
@@ -23,6 +24,7 @@ EXAMPLES: list[Artifact] = [
     Samples(key="generate-1", uri="/a", count=8, length=9),
     Scores(key="evaluate-1", uri="/a", metrics={"a": math.nan, "b": math.inf, "c": 0.1}),
     Report(key="report-1", uri="/a"),
+    Vocabulary(key="vocabulary-1", uri="/a", size=300, fingerprint="f"),
 ]
 
 

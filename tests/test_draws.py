@@ -426,8 +426,9 @@ def test_the_matrix_says_what_sampling_does():
     orders = {"random", "confidence", "margin", "entropy", "entropy_budget"}
     filters = {cell.part for cell in cells if cell.field == "filters"}
     anywhere = {"prefix", "suffix", "infill"}
-    assert refused("mdlm (mask)") == {"unchanged"}
-    assert refused("udlm (uniform)") == {"first_hitting", "remask", *orders}
+    vectors = {"ddpm", "ddim", "probability_flow", "clamping"}
+    assert refused("mdlm (mask)") == {"unchanged", "greedy_tail", *vectors}
+    assert refused("udlm (uniform)") == {"first_hitting", "remask", *orders, *vectors}
     assert taken("autoregressive") == {*filters, "prefix", "allowed tokens"}
     steps = {"even", "cosine", "through", "listed", "ancestral", "euler", "windows"}
     assert taken("genmd4 (mask)") == steps | anywhere

@@ -312,7 +312,7 @@ def test_texts_are_the_store_s(world):
 
 def test_points_of_the_frontier_are_made_once_and_drawn_on_the_page(world, tmp_path, ray_driver):
     plan = Frontier(temperatures=(0.5, 1.0), top_ps=(), steps=(2, 8), batches=(1, 4), at=4, count=8)
-    points = list(plan.points(world.models["mdlm"], world.models["autoregressive"]))
+    points = list(plan.points(world.models["mdlm"], Mdlm(), world.models["autoregressive"]))
     assert len(points) == len(set(points)) == 6
     with Runner(str(tmp_path), placement=Placement(workers=2, concurrent=2)) as run:
         made = run.all(point, points)

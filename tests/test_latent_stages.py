@@ -56,7 +56,7 @@ def made(ray_cluster, tmp_path_factory):
 def test_the_autoencoder_is_trained_first_and_kept(made):
     lineage, folder = made
     (model,) = lineage.models
-    spec = lineage._train(METHOD)
+    spec = lineage._train(METHOD, lineage._ground)
     assert spec.start is not None
     assert spec.start.method == "autoencoder"
     assert {path.name for path in folder.glob("train-*")} == {spec.start.key, model.key}
@@ -72,7 +72,7 @@ def test_the_autoencoder_is_trained_first_and_kept(made):
 def test_its_samples_are_drawn_in_the_steps_that_were_asked(made):
     lineage, _ = made
     (samples,) = lineage.samples
-    found = [pq.read_table(path) for path in sorted(Path(samples.uri).glob("*.parquet"))]
+    found = [pq.read_table(path) for path in sorted(Path(samples.uri).glob("samples-*.parquet"))]
     assert sum(len(table) for table in found) == 5
     assert {n for table in found for n in table["nfe"].to_pylist()} == {3}
     assert all(len(ids) == 16 and max(ids) < 4 for table in found for ids in table["ids"].to_pylist())

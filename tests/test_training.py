@@ -39,7 +39,7 @@ from discdiff.training.optimizer import adamw, clip
 from discdiff.training.validate import SEED_OFFSET, validate
 from discdiff.types import Canvas, DiscdiffError
 
-TIMED = {"tokens_per_second", "data_wait"}
+TIMED = {"tokens_per_second", "seconds_per_step", "peak_memory", "data_wait"}
 
 
 class Stop(Exception):  # noqa: N818
@@ -96,8 +96,6 @@ def state(folder: Path, step: int) -> dict[str, torch.Tensor]:
 # Resuming ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stop", [5, 7, 9])
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
 class Slow(Table):
     """Rows that come a tenth of a second late."""
 
@@ -117,6 +115,8 @@ def test_the_share_of_time_that_steps_wait_for_data_is_logged() -> None:
     assert 0 < max(fast) < min(slow) <= 1
 
 
+@pytest.mark.parametrize("stop", [5, 7, 9])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, stop, dropout):
     subject = SUBJECT.model_copy(
         update={"backbone": SUBJECT.backbone.model_copy(update={"dropout": dropout})}

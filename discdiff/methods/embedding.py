@@ -105,6 +105,10 @@ class Embedding(GaussianDiffusion, frozen=True):
         """The prior and the rounding term. `-> [B]` nats"""
         return self._ends(net, canvas, _vectors(net, canvas), noise.on(canvas.rows))
 
+    def check_canvas(self, canvas: Canvas) -> None:
+        """Raises DiscdiffError for a canvas that can't be filled."""
+        check_allowed(canvas)
+
     @torch.no_grad()
     def sample(
         self,
@@ -118,7 +122,7 @@ class Embedding(GaussianDiffusion, frozen=True):
         [B, L]`
         """
         check(self, sampler)
-        check_allowed(canvas)
+        self.check_canvas(canvas)
         chosen, noise = cast(GaussianSampler, sampler), noise.on(canvas.rows)
         free, clean = canvas.free, net.encoder(canvas.tokens)
 

@@ -116,6 +116,11 @@ class Latent(GaussianDiffusion, frozen=True):
         latents = VectorCanvas(z, seen.live_latents, condition)
         return self.vector_loss(_denoiser(net), latents, noise.time(), noise)
 
+    def check_canvas(self, canvas: Canvas) -> None:
+        """Raises DiscdiffError for a canvas that can't be filled."""
+        _check_nothing_given(canvas)
+        _seen(canvas, self.autoencoder.span)
+
     @torch.no_grad()
     def sample(
         self,
@@ -130,7 +135,7 @@ class Latent(GaussianDiffusion, frozen=True):
         """
         check(self, sampler)
         chosen = cast(GaussianSampler, sampler)
-        _check_nothing_given(canvas)
+        self.check_canvas(canvas)
         seen = _seen(canvas, self.autoencoder.span)
         blank = next(net.denoiser.parameters()).new_zeros(*seen.live_latents.shape, self.autoencoder.size)
 

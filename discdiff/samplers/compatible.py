@@ -42,7 +42,7 @@ def check_canvas(method: Any, sampler: Any, canvas: Canvas) -> None:
     elif isinstance(sampler, Inverse):
         given_to_sample(canvas, method.rightward)
     elif isinstance(sampler, GaussianSampler):
-        check_allowed(canvas)
+        method.check_canvas(canvas)
     elif isinstance(sampler, Sampler):
         check_allowed(canvas, method.tokens_alike)
         if sampler.guidance is not None:

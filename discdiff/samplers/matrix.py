@@ -17,13 +17,16 @@ from discdiff.samplers.gaussian import Clamping, Ddim, Ddpm, ProbabilityFlow
 from discdiff.samplers.grid import Even, Held, Listed, Quarter, Through
 from discdiff.samplers.guidance import ClassifierBased, ClassifierFree
 from discdiff.samplers.orders import Confidence, Entropy, EntropyBudget, Margin, Random
-from discdiff.samplers.reverse import Ancestral, Euler, FirstHitting, FlowEuler
+from discdiff.samplers.reverse import Ancestral, Euler, FirstHitting, FlowEuler, GreedyTail
 from discdiff.samplers.windows import Windows
 from discdiff.types import Canvas, DiscdiffError, Value, canvas
 
 PARTS: dict[str, tuple[Value, ...]] = {
     "grid": (Even(), Quarter(), Through(), Listed(listed=(1.0, 0.0)), Held()),
-    "reverse": (Ancestral(), Euler(), FlowEuler(), FirstHitting(), Ddpm(), Ddim(), ProbabilityFlow()),
+    "reverse": (
+        *(Ancestral(), Euler(), FlowEuler(), FirstHitting(), GreedyTail()),
+        *(Ddpm(), Ddim(), ProbabilityFlow()),
+    ),
     "clamping": (Clamping(),),
     "order": (Random(), Confidence(), Margin(), Entropy(), EntropyBudget()),
     "filters": (Temperature(), TopK(k=1), TopP(p=0.9), MinP(share=0.1), Greedy()),
