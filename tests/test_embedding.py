@@ -345,7 +345,7 @@ def test_chunks_of_positions_change_nothing(monkeypatch):
         return torch.autograd.grad(method.loss(net, x, Noise(0)).sum(), tuple(net.parameters()))
 
     whole, bound = gradients(), method.bound(net, x, Noise(0))
-    monkeypatch.setattr("discdiff.methods.embedding._CHUNK", 7 * 5)
+    monkeypatch.setattr("discdiff.chunks._CHUNK", 7 * 5)
     for a, b in zip(whole, gradients(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
     with torch.no_grad():

@@ -26,8 +26,8 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from pydantic import model_validator
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from discdiff.chunks import in_chunks
 from discdiff.methods.gaussian_diffusion import GaussianDiffusion
 from discdiff.networks import AnyBackbone
 from discdiff.networks.encoders import AnyEncoder, AnyRounding, EmbeddingNetwork, Table, Tied
@@ -156,19 +156,12 @@ def _vectors(net: EmbeddingNetwork, canvas: Canvas) -> VectorCanvas:
 def _rounding_nats(
     net: EmbeddingNetwork, z: Float[Tensor, "N E"], tokens: Int64[Tensor, "N"]
 ) -> Float[Tensor, "N"]:
-    """-log p(x | z_0), in chunks whose logits are recomputed in the backward pass. `[N, E] -> [N]`"""
+    """-log p(x | z_0). `[N, E] -> [N]`"""
 
     def nats(z: Tensor, tokens: Tensor) -> Tensor:
         return -net.log_tokens(z).gather(-1, tokens[:, None])[:, 0]
 
-    size = max(1, _CHUNK // net.vocab)
-    if len(z) <= size or not torch.is_grad_enabled():
-        return torch.cat([nats(*piece) for piece in zip(z.split(size), tokens.split(size), strict=True)])
-    pieces = [
-        cast(Tensor, checkpoint(nats, *piece, use_reentrant=False))
-        for piece in zip(z.split(size), tokens.split(size), strict=True)
-    ]
-    return torch.cat(pieces)
+    return in_chunks(nats, net.vocab, z, tokens)
 
 
 def _round(
