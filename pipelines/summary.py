@@ -37,9 +37,9 @@ def _compared(page: Page) -> dict[str, Column]:
 
     return {
         "method": lambda model: model.name,
-        "parameters": lambda model: f"{model.parameters:,}" if model.parameters else "",
+        "params": lambda model: f"{model.parameters:,}" if model.parameters else "",
         "bits/char": lambda model: _score(model, "bits_per_character"),
-        "law, nats/token": bound,
+        "law": bound,
         "excess": excess,
         "s/step": lambda model: "" if model.seconds_per_step is None else f"{model.seconds_per_step:.3f}",
         "GiB": lambda model: "" if model.peak_memory is None else f"{model.peak_memory:.2f}",
@@ -61,7 +61,7 @@ def summarize(report: Report, console: Console) -> None:
         table.add_row(*(column(unigram) for column in columns.values()))
     known = next((each.entropy for each in page.controls), None)
     if known is not None:
-        table.caption = f"law: entropy {known:.4f} nats/token; excess over it, paired by sequence"
+        table.caption = f"law: nats/token of data with entropy {known:.4f}; excess over it, by sequence"
         table.caption_justify = "left"
     console.print(table)
 

@@ -8,6 +8,7 @@ import torch
 from pydantic import TypeAdapter
 from scipy import stats
 
+from discdiff.evaluation.likelihood import Likelihood
 from discdiff.methods import AnyMethod, ArgmaxFlow, Autoregressive, DiscreteFlow, Mdlm, Method, Scored
 from discdiff.networks import Causal, Transformer
 from discdiff.networks.affine_layers import ChannelCoupling, Elementwise, PositionCoupling, RightwardAffine
@@ -474,3 +475,11 @@ def assert_follows(drawn, p, vocab=VOCAB):
     expected = torch.cat([expected[~small], expected[small].sum()[None]])
     keep = expected > 0
     assert stats.chisquare(counts[keep].numpy(), expected[keep].numpy()).pvalue > 1e-4
+
+
+def test_a_flow_is_scored_exactly_where_its_base_is():
+    """One evaluation a sequence then, whatever the times."""
+    assert DiscreteFlow().exact
+    assert DiscreteFlow(base=Successive()).exact
+    assert not DiscreteFlow(base=Mdlm()).exact
+    assert Likelihood(strata=8, draws=2).evaluations(DiscreteFlow()) == 1

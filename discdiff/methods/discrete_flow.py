@@ -83,6 +83,11 @@ class DiscreteFlow(Value, frozen=True):
         """Whether prefixes of data and base determine each other."""
         return all(layer.rightward for layer in self.layers)
 
+    @property
+    def exact(self) -> bool:
+        """Whether `bound` is -log p itself: it is where the base's is."""
+        return bool(getattr(self.base, "exact", False))
+
     def network(self, backbone: AnyBackbone, vocab: int) -> FlowNetwork:
         """A transformer for each layer and the base's network; the backbone's blocks are shared out."""
         if not hasattr(self.base, "bound"):

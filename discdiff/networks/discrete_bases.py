@@ -4,7 +4,7 @@ Values with the outer protocol of a method, for the part of a network that a flo
 """
 
 import math
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,7 @@ class Table(nn.Module):
 class Factorized(Value, frozen=True):
     """Independent tokens; their laws repeat every `period` positions."""
 
+    exact: ClassVar[bool] = True
     kind: Literal["factorized"] = "factorized"
     period: int = Field(default=16, ge=1)
 
@@ -77,6 +78,7 @@ class Factorized(Value, frozen=True):
 class Successive(Value, frozen=True):
     """Each token given all before it: the autoregressive base, with gradients for its tokens."""
 
+    exact: ClassVar[bool] = True
     kind: Literal["successive"] = "successive"
 
     def network(self, backbone: Transformer, vocab: int) -> TransformerNetwork:
