@@ -19,7 +19,7 @@ from discdiff.types import Canvas, Condition, DiscdiffError
 
 PLAN = 8192
 """Rows whose places are worked out at once."""
-AHEAD = 4
+AHEAD = 2
 """Groups of batches that are made ahead of the reader."""
 
 

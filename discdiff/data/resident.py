@@ -77,7 +77,7 @@ class LocalChunks:
     """Shards on a local disk, memory-mapped as a whole, checked chunk by chunk, or by size alone."""
 
     contiguous = True
-    reach = 2**19
+    reach = 2**20
 
     def __init__(self, folder: Folder, chunks: Chunks, *, checksums: bool):
         self._folder = folder
