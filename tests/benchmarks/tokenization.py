@@ -105,7 +105,7 @@ def peer(python: str, name: str, corpus: Path, vocabulary: Path, out: Path) -> f
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     shutil.rmtree(out, ignore_errors=True)
     if done.returncode:
-        return f"failed: {done.stderr.strip().splitlines()[-1]}"
+        return f"failed: {(done.stderr.strip() or f'exit code {done.returncode}').splitlines()[-1]}"
     answer = json.loads(done.stdout.strip().splitlines()[-1])
     return answer.get("seconds", f"not installed: {answer.get('missing')}")
 
