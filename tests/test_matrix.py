@@ -109,14 +109,14 @@ def test_the_bound_is_the_nll_for_the_exact_network(kernel):
         torch.testing.assert_close(bound, -law.log_prob(law.sequences[:3]), rtol=0, atol=1e-5)
 
 
-def test_fifty_thousand_tokens_corrupt_push_and_give_a_bound():
+@pytest.mark.parametrize("kind", ["banded", "nearest"])
+def test_fifty_thousand_tokens_corrupt_push_and_give_a_bound(kind, embeddings):
     """V = 50,257 with 20 neighbors, in memory linear in V: a dense matrix of this size alone is 10 GB in
     float32.
     """
     vocab, before = 50_257, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    process = Matrix(
-        kernel=Gaussian(width=1e-7, band=10), schedule=Linear(eps=0.05), route=Uniformization(tolerance=1e-6)
-    )
+    kernel = Gaussian(width=1e-7, band=10) if kind == "banded" else Neighbors(**embeddings(vocab), count=20)
+    process = Matrix(kernel=kernel, schedule=Linear(eps=0.05), route=Uniformization(tolerance=1e-6))
     method = Sedd(process=process, parameterization=LeaveOneOut())
     net = method.network(Transformer(layers=1, width=8, heads=1), vocab)
     x = canvas(torch.randint(0, vocab, (1, 4), generator=torch.Generator().manual_seed(0)))
