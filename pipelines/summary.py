@@ -19,7 +19,7 @@ SCORES: dict[str, Column] = {
     "bits/char": lambda model: _score(model, "bits_per_character"),
     "perplexity": lambda model: _score(model, "perplexity"),
     "entropy drawn": lambda model: "" if model.quality is None else _estimate(model.quality.entropy),
-    "NFE": lambda model: "" if model.evaluations is None else f"{model.evaluations:.3g}",
+    "NFE": lambda model: "" if model.evaluations is None else f"{model.evaluations:.0f}",
 }
 
 

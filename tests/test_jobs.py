@@ -85,10 +85,10 @@ def test_every_job_runs_on_a_cluster(submit) -> None:
     # Run again, nothing is left to do.
     again = submit("train", tokens, "method.kind=mdlm", *tiny)
     assert "cached" in again
-    # The same as one experiment: tokens and model are there.
+    # The same as one experiment: tokens, model and samples are there.
     few = ["drawing.count=6", "drawing.sampler.steps=3", "measuring.rows=8", "corpus.tokenizer.kind=bytes"]
     whole = submit("experiment", "--preset", "smoke", "methods=[{kind='mdlm'}]", *tiny, *few)
-    assert whole.count("cached") == 2, whole
+    assert whole.count("cached") == 3, whole
     assert "bits/char" in whole
 
 
