@@ -492,3 +492,8 @@ def test_it_learns_how_tokens_hang_together(span, steps, most):
     place = (drawn * VOCAB ** torch.arange(length).flip(0)).sum(-1)
     found = torch.bincount(place, minlength=len(law)) / rows
     assert (found - law).abs().sum() / 2 < most
+
+
+def test_the_exact_weighting_needs_noise_on_latents():
+    with pytest.raises(ValueError, match="infinite where latents have no noise"):
+        Latent(weighting=Exact(), process=VariancePreserving(schedule=SquaredCosine(), start=0))

@@ -11,6 +11,8 @@ even then stays, whatever the network says, and the head is not asked of it: sma
 large draw, from w, is made where it is asked for.
 """
 
+from typing import cast
+
 import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
@@ -25,8 +27,7 @@ def bridge(
     predictor: Predictor, where: Where, s: float, u: Float64[Tensor, "N"], value: Float64[Tensor, "N"]
 ) -> Int64[Tensor, "N"]:
     """x_s at positions, after `look` at (x_t, t): `u` asks which part, `value` which token. `-> [N]`"""
-    process, vocab = predictor.process, predictor.vocab
-    assert isinstance(process, Interpolating)
+    process, vocab = cast(Interpolating, predictor.process), predictor.vocab
     now = predictor.x[where]
     least = _shares(process, now, predictor.t.expand_as(predictor.x)[where], s, torch.zeros_like(u), vocab)
     asked = (u * least[:, -1] < least[:, 2]).nonzero()[:, 0]
@@ -40,8 +41,7 @@ def mixed(
     predictor: Predictor, where: Where, s: float, u: Float64[Tensor, "N"], value: Float64[Tensor, "N"]
 ) -> Int64[Tensor, "N"]:
     """The same draws, with the head asked of all these positions. `-> [N]`"""
-    process, vocab = predictor.process, predictor.vocab
-    assert isinstance(process, Interpolating)
+    process, vocab = cast(Interpolating, predictor.process), predictor.vocab
 
     def read(dynamics: Dynamics, raw: Tensor, x: Tensor, t: Tensor, part: slice) -> Tensor:
         law = predictor.log_clean(dynamics, raw, x, t)

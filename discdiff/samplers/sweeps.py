@@ -1,5 +1,7 @@
 """Sweeps of the correctors that come after a step: the state is at s before them and after them."""
 
+from typing import cast
+
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
@@ -25,8 +27,7 @@ def sweep(
 
 def _noise_again(predictor: Predictor, x: Tensor, s: float, t: float, noise: Noise) -> Tensor:
     """x_t given x_s, at the free positions."""
-    process, vocab = predictor.process, predictor.vocab
-    assert isinstance(process, Interpolating)
+    process, vocab = cast(Interpolating, predictor.process), predictor.vocab
     keep, uniform = kept(process, vocab, s, t, x.device)
     u = noise.uniform(Stream.CORRECT, x.shape[1])
     anything = (noise.uniform(Stream.CORRECT_VALUE, x.shape[1]) * vocab).long()
