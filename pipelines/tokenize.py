@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from discdiff.data.build import build
-from discdiff.data.pool import single_threaded
+from discdiff.data.pool import settle
 from discdiff.data.specification import Tokenize
 from pipelines.artifacts import Tokens
 from pipelines.stage import stage
@@ -79,5 +79,5 @@ class Spread:
 
 
 def _apply(function: Callable[[T], R], item: T) -> R:
-    single_threaded()
+    settle()
     return function(item)

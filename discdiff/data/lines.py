@@ -107,25 +107,30 @@ def json_texts(piece: Piece, field: str) -> Iterator[str]:
         if not record or record.isspace():
             continue
         where = f"{piece.path}: the record at byte {at}"
-        try:
-            value: Any = _parsed(piece, at, record)
-        except json.JSONDecodeError as error:
-            raise DiscdiffError(f"{where} is not JSON: {error.msg}; give one object a line") from error
+        value, is_unicode = _parsed(piece, at, record)
         if not isinstance(value, dict) or field not in value:
             has = f"its fields are {', '.join(value)}" if isinstance(value, dict) else "it is no object"
             raise DiscdiffError(f"{where} has no field {field!r}: {has}; name the text's field: field='...'")
         text = string(value[field], f"{where}, field {field!r},")
-        if not _is_unicode(text):
+        if not is_unicode and not _is_unicode(text):
             raise DiscdiffError(f"{where} holds half of a surrogate pair, which is no text; repair it")
         yield text
 
 
-def _parsed(piece: Piece, at: int, record: bytes) -> Any:
-    """The value of a record. What the fast parser refuses is Python's to read, or to name the mistake in."""
+def _parsed(piece: Piece, at: int, record: bytes) -> tuple[Any, bool]:
+    """The value of a record, and whether its text is known to be Unicode.
+
+    What the fast parser refuses, halves of surrogate pairs too, Python reads or names the mistake in.
+    """
     try:
-        return from_json(record, cache_strings="keys")
+        return from_json(record, cache_strings="keys"), True
     except ValueError:
-        return json.loads(_text(piece, at, record))
+        pass
+    try:
+        return json.loads(_text(piece, at, record)), False
+    except json.JSONDecodeError as error:
+        where = f"{piece.path}: the record at byte {at}"
+        raise DiscdiffError(f"{where} is not JSON: {error.msg}; give one object a line") from error
 
 
 def string(value: object, where: str) -> str:

@@ -146,7 +146,7 @@ class Loader:
             tokens.numpy()[~free.numpy()] = self._stores[0].separator or 0
         rows = new(places.positions.shape, torch.int64)
         np.copyto(rows.numpy(), places.positions)
-        parts = tokens.split(count), free.split(count), rows.split(count)
+        parts = _batches(tokens, count), _batches(free, count), _batches(rows, count)
         labels = places.stores if isinstance(self._mixture, Classes) else None
         if documents is None and labels is None:
             return [Canvas(*batch) for batch in zip(*parts, strict=True)]
@@ -193,7 +193,12 @@ def _copied(
         return [None] * batches
     copy = new(values.shape, torch.int64)
     np.copyto(copy.numpy(), values)
-    return copy.split(count)
+    return _batches(copy, count)
+
+
+def _batches(rows: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
+    """`[N, ...] -> N / count of [count, ...]`, views."""
+    return rows.view(-1, count, *rows.shape[1:]).unbind()
 
 
 def _require(start: int, count: int) -> None:

@@ -13,32 +13,36 @@ from typing import Any
 import numpy as np
 import torch
 
-STEP = 2**16
+STEP = 2**17
 """Bytes that are gathered before they are widened: they stay in the cache, and cost no page faults."""
 
 
-class _Span:
-    """Overlapping rows of `width` items, one at every item from `base` to `last`."""
+class _Rows:
+    """Overlapping rows of `width` bytes, one at every `step` bytes from `base` to `last`, each a single item.
 
-    def __init__(self, base: int, last: int, width: int, dtype: np.dtype):
-        size = dtype.itemsize
+    NumPy copies items of one dimension faster than slices of two.
+    """
+
+    def __init__(self, base: int, last: int, width: int, step: int):
         self.__array_interface__: dict[str, Any] = {
             "version": 3,
             "data": (base, True),
-            "typestr": dtype.str,
-            "shape": ((last - base) // size + 1, width),
-            "strides": (size, size),
+            "typestr": f"|V{width}",
+            "shape": ((last - base) // step + 1,),
+            "strides": (step,),
         }
 
 
 def gather(addresses: np.ndarray, dtype: np.dtype, out: np.ndarray) -> None:
     """Copy into each row of `out`, of whatever type, from an address aligned to `dtype`: `[n], [n, L]`."""
-    base = int(addresses.min())
-    rows = np.asarray(_Span(base, int(addresses.max()), out.shape[1], dtype))
+    base, length = int(addresses.min()), out.shape[1]
+    width = length * dtype.itemsize
+    rows = np.asarray(_Rows(base, int(addresses.max()), width, dtype.itemsize))
     indices = (addresses - base) // dtype.itemsize
-    step = max(1, STEP // (out.shape[1] * dtype.itemsize))
+    step = max(1, STEP // width)
     for start in range(0, len(indices), step):
-        np.copyto(out[start : start + step], rows[indices[start : start + step]])
+        gathered = rows[indices[start : start + step]].view(dtype)
+        np.copyto(out[start : start + step], gathered.reshape(-1, length))
 
 
 def sparse(count: int) -> np.ndarray:

@@ -7,16 +7,22 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import TypeVar
 
+from discdiff.data.heap import keep_freed
+
 T = TypeVar("T")
 R = TypeVar("R")
 
 _AHEAD = 2
 
 
-def single_threaded() -> None:
-    """One core to this process: the tokenizers would otherwise start a thread for each of the machine's."""
+def settle() -> None:
+    """Ready this process to encode on one core, in memory that it keeps.
+
+    The tokenizers would otherwise start a thread for each core of the machine.
+    """
     os.environ["RAYON_NUM_THREADS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    keep_freed()
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class Pool:
         context.set_forkserver_preload(["discdiff.data.preparation"])
         waiting = iter(enumerate(items))
         flying: dict[Future[R], int] = {}
-        with ProcessPoolExecutor(self.processes, context, single_threaded) as pool:
+        with ProcessPoolExecutor(self.processes, context, settle) as pool:
             try:
                 while True:
                     while len(flying) < _AHEAD * self.processes and (following := next(waiting, None)):

@@ -147,12 +147,14 @@ class PretrainedTokenizer:
     def encode_batch(self, documents: Sequence[str]) -> Encoded:
         return self.encode_audited(documents)[0]
 
-    def encode_audited(self, documents: Sequence[str]) -> tuple[Encoded, Audit]:
-        """Encode, and say what was checked of it."""
+    def encode_audited(
+        self, documents: Sequence[str], utf8: Sequence[bytes] | None = None
+    ) -> tuple[Encoded, Audit]:
+        """Encode, and say what was checked of it. `utf8` are the documents' bytes, if they are known."""
         count = len(documents)
         if self._engine is self._reference:
             return self._reference.encode(documents), Audit(documents=count, reference=count)
-        texts = [document.encode() for document in documents]
+        texts = [document.encode() for document in documents] if utf8 is None else utf8
         encoded = self._engine.encode(documents)
         sampled = [i for i, text in enumerate(texts) if _is_sampled(text)]
         if sampled and not _equal(

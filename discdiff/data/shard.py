@@ -18,6 +18,8 @@ from discdiff.types import DiscdiffError, Value
 
 CHUNK = 512 * 1024
 """Bytes that are checked, and over a network fetched, at once."""
+_FRAME = 2**16
+"""Bytes that the schema, the footer and padding may take."""
 MOST_TOKENS = 2**31 - 1
 """What the 32-bit offsets of an Arrow list can count."""
 
@@ -142,10 +144,11 @@ def _encode(ids: np.ndarray, offsets: np.ndarray) -> tuple[memoryview, int, int]
         kind, len(offsets) - 1, [None, pa.py_buffer(offsets)], null_count=0, children=[values]
     )
     schema = pa.schema([pa.field("tokens", kind, nullable=False)])
-    sink = pa.BufferOutputStream()
+    room = pa.allocate_buffer(ids.nbytes + offsets.nbytes + _FRAME)
+    sink = pa.FixedSizeBufferWriter(room)
     with pa.ipc.new_file(sink, schema) as writer:
         writer.write_batch(pa.record_batch([column], schema=schema))
-    file = sink.getvalue()
+    file = room.slice(0, sink.tell())
     buffers = pa.ipc.open_file(file).get_batch(0).column(0).buffers()
     base = file.address
     offsets_at = buffers[1].address - base if buffers[1] is not None and len(offsets) > 1 else 0

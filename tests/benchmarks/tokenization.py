@@ -30,7 +30,7 @@ from discdiff.data.bookkeeping import Each
 from discdiff.data.bpe import Bpe, train_bpe
 from discdiff.data.build import build
 from discdiff.data.corpora import Files
-from discdiff.data.pool import Pool, single_threaded
+from discdiff.data.pool import Pool, settle
 from discdiff.data.pretrained import Fast, Pretrained, Reference
 from discdiff.data.probes import PROBES
 from discdiff.data.specification import Tokenize
@@ -93,7 +93,7 @@ def encode_share(vocabulary: str, corpus: str, share: int) -> float:
 
 
 def bare_engine(vocabulary: Path, corpus: Path) -> float:
-    with ProcessPoolExecutor(PROCESSES, get_context("forkserver"), single_threaded) as pool:
+    with ProcessPoolExecutor(PROCESSES, get_context("forkserver"), settle) as pool:
         shares = [pool.submit(encode_share, str(vocabulary), str(corpus), i) for i in range(PROCESSES)]
         return max(share.result() for share in shares)
 
