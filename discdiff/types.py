@@ -10,7 +10,7 @@ are float32 or better.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -122,10 +122,11 @@ class Network(Protocol):
 
     vocab: int
     """V, the number of clean tokens."""
-    trunk: nn.Module
-    """`(x [B, L], t [B, 1] or [B, L], condition) -> [B, L, D]`"""
-    head: nn.Module
-    """`[..., D] -> [..., W]`, float32 or better"""
+    if TYPE_CHECKING:  # from Python 3.12 on isinstance does not see where nn.Module keeps its submodules
+        trunk: nn.Module
+        """`(x [B, L], t [B, 1] or [B, L], condition) -> [B, L, D]`"""
+        head: nn.Module
+        """`[..., D] -> [..., W]`, float32 or better"""
 
     def __call__(self, x: Tensor, t: Tensor, condition: Condition) -> Float[Tensor, "B L W"]: ...
     def parameters(self, recurse: bool = True) -> Any: ...
