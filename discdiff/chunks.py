@@ -21,12 +21,17 @@ def in_chunks(nats: Callable[..., Tensor], width: int, *columns: Tensor) -> Tens
     """A function that takes each position on its own and makes `width` numbers of it on the way.
     `[N, ...], ... -> [N]`
     """
-    cached = columns[0].device.type == "cpu" and not torch.is_grad_enabled()
-    size = max(1, (_CACHED if cached else _CHUNK) // width)
+    size = at_once(width, columns[0].device)
     if len(columns[0]) <= size:
         return nats(*columns)
     pieces = zip(*(column.split(size) for column in columns), strict=True)
     return torch.cat([_recomputed(nats, *piece) for piece in pieces])
+
+
+def at_once(width: int, device: torch.device) -> int:
+    """How many positions of `width` numbers a piece has."""
+    cached = device.type == "cpu" and not torch.is_grad_enabled()
+    return max(1, (_CACHED if cached else _CHUNK) // width)
 
 
 def by_chunks(

@@ -429,8 +429,8 @@ def test_the_matrix_says_what_sampling_does():
     vectors = {"ddpm", "ddim", "probability_flow", "clamping"}
     assert refused("mdlm (mask)") == {"unchanged", "greedy_tail", *vectors}
     assert refused("udlm (uniform)") == {"first_hitting", "remask", *orders, *vectors}
-    assert taken("autoregressive") == {*filters, "prefix", "allowed tokens"}
-    steps = {"even", "cosine", "through", "listed", "ancestral", "euler", "windows"}
+    assert taken("autoregressive") == {*filters, "microbatch", "prefix", "allowed tokens"}
+    steps = {"even", "cosine", "through", "listed", "ancestral", "euler", "windows", "microbatch"}
     assert taken("genmd4 (mask)") == steps | anywhere
     assert all(cell.refusal is None or len(cell.refusal.split()) > 4 for cell in cells)
 

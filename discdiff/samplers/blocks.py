@@ -6,6 +6,7 @@ the steps of later blocks evaluate their own positions only. Block diffusion: Ar
 arXiv:2503.09573.
 """
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from discdiff.networks import KeyValueCache
 from discdiff.noise import Noise
 from discdiff.samplers.guidance import ClassifierFree
+from discdiff.samplers.microbatch import in_groups
 from discdiff.samplers.predictor import Reversible
 from discdiff.samplers.sampler import Sampler
 from discdiff.samplers.trace import Observer, nobody, within
@@ -26,7 +28,9 @@ _BLOCK = 2**20
 
 
 class Blocks(Value, frozen=True):
-    """A sampler for each block of `size` positions in turn."""
+    """A sampler for each block of `size` positions in turn. With its `microbatch` so many rows at a time are
+    drawn from the first block to the last, so that rounding doesn't depend on what a row is batched with.
+    """
 
     kind: Literal["blocks"] = "blocks"
     size: int = Field(ge=1)
@@ -35,10 +39,10 @@ class Blocks(Value, frozen=True):
     @model_validator(mode="after")
     def _one_cache_for_all(self) -> "Blocks":
         inside = self.inside
-        if isinstance(inside.guidance, ClassifierFree) or inside.microbatch or inside.windows or inside.cache:
+        if isinstance(inside.guidance, ClassifierFree) or inside.windows or inside.cache:
             raise DiscdiffError(
                 "keys and values are kept for all rows and one condition: leave classifier-free guidance, "
-                "microbatch, windows and cache out of the sampler inside blocks"
+                "windows and cache out of the sampler inside blocks"
             )
         return self
 
@@ -60,6 +64,15 @@ class Blocks(Value, frozen=True):
     ) -> Int64[Tensor, "B L"]:
         """Fill the free positions, each block given all before it. `-> [B, L]`"""
         check_order(canvas, self.size)
+
+        def fill(canvas: Canvas, noise: Noise, observe: Observer) -> Tensor:
+            return self._fill(method, net, canvas, noise, observe)
+
+        return in_groups(fill, self.inside.microbatch, canvas, noise, observe)
+
+    def _fill(
+        self, method: Reversible, net: Network, canvas: Canvas, noise: Noise, observe: Observer
+    ) -> Int64[Tensor, "B L"]:
         length, x = canvas.shape[1], canvas.tokens.clone()
         following = Following(net, length)
         for index, start in enumerate(range(0, length, self.size)):
@@ -99,8 +112,8 @@ class Following(nn.Module):
 
 
 class Cached(nn.Module):
-    """A trunk whose rows, named by the condition, see their cached positions; it remembers none that it is
-    asked about.
+    """A trunk whose rows see their cached positions, where they lie; it remembers none that it is asked
+    about.
     """
 
     def __init__(self, inner: nn.Module, cache: KeyValueCache):
@@ -109,9 +122,10 @@ class Cached(nn.Module):
         self.cache = cache
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        rows = condition.rows
-        cache = self.cache.taken(torch.arange(x.shape[0], device=x.device) if rows is None else rows)
-        return self.inner(x, t, condition, cache=cache)
+        done = self.cache.length
+        hidden = self.inner(x, t, condition, cache=self.cache)
+        self.cache.truncate(done)
+        return hidden
 
 
 def check_order(canvas: Canvas, size: int) -> None:
@@ -126,12 +140,12 @@ def check_order(canvas: Canvas, size: int) -> None:
 
 
 def _columns(canvas: Canvas, start: int, stop: int) -> Canvas:
-    labels, documents = canvas.condition.labels, canvas.condition.documents
-    every_row = torch.arange(canvas.shape[0], device=canvas.tokens.device)
+    documents = canvas.condition.documents
+    here = None if documents is None else documents[:, start:stop]
     return Canvas(
         tokens=canvas.tokens[:, start:stop],
         free=canvas.free[:, start:stop],
         rows=canvas.rows,
-        condition=Condition(labels, None if documents is None else documents[:, start:stop], every_row),
+        condition=replace(canvas.condition, documents=here),
         allowed=None if canvas.allowed is None else canvas.allowed[:, start:stop],
     )
