@@ -2,7 +2,8 @@
 done.
 
 A finished block goes through the network once more, clean and at time 0, and its keys and values are kept;
-the steps of later blocks evaluate their own positions only. Block diffusion: Arriola et al. 2025,
+the steps of later blocks evaluate their own positions only. Blocks that are given in front go through it at
+once. Block diffusion: Arriola et al. 2025,
 arXiv:2503.09573.
 """
 
@@ -68,21 +69,28 @@ class Blocks(Value, frozen=True):
         def fill(canvas: Canvas, noise: Noise, observe: Observer) -> Tensor:
             return self._fill(method, net, canvas, noise, observe)
 
-        return in_groups(fill, self.inside.microbatch, canvas, noise, observe)
+        return in_groups(fill, self.inside.microbatch, canvas, noise, observe, self._given(canvas))
+
+    def _given(self, canvas: Canvas) -> Int64[Tensor, "B"]:
+        """How many positions stand before the first block that isn't all given, or the last. `-> [B]`"""
+        prefix = (~canvas.free).long().cumprod(-1).sum(-1)
+        return prefix.clamp_max(canvas.shape[1] - 1) // self.size * self.size
 
     def _fill(
         self, method: Reversible, net: Network, canvas: Canvas, noise: Noise, observe: Observer
     ) -> Int64[Tensor, "B L"]:
         length, x = canvas.shape[1], canvas.tokens.clone()
-        following = Following(net, length)
-        for index, start in enumerate(range(0, length, self.size)):
+        following, known = Following(net, length), int(self._given(canvas).min())
+        if known:
+            following.keep(x[:, :known], _columns(canvas, 0, known).condition)
+        for start in range(known, length, self.size):
             stop = min(start + self.size, length)
             block = _columns(canvas, start, stop)
             x[:, start:stop] = self.inside.run(
                 method,
                 following,
                 block,
-                noise.at(noise.step + index * _BLOCK),
+                noise.at(noise.step + start // self.size * _BLOCK),
                 within(observe, canvas, x, start, net.vocab),
             )
             if stop < length:

@@ -213,7 +213,7 @@ def some_blocks(method: Any, net: Any, blank: Canvas, sampler: Any, count: int, 
     blocks, states = blank.shape[1] // sampler.size, sampler.inside.steps + 1
     for done in evenly(blocks, count):
         prompt = after(blank, done * sampler.size, net.vocab)
-        between(done * states, (done + 1) * states, method, net, prompt, sampler, watch)
+        between(0, states, method, net, prompt, sampler, watch)
     return count, blocks / count
 
 
