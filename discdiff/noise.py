@@ -135,7 +135,7 @@ def categorical(log_p: Float[Tensor, "*n K"], u: Float64[Tensor, "*n"]) -> Int64
     Exact in the tail, and rows are independent of each other: see `Cumulative`.
     """
     flat, point = log_p.reshape(-1, log_p.shape[-1]), u.reshape(-1)
-    size = at_once(flat.shape[-1], flat.device)
+    size = at_once(flat)
     pieces = zip(flat.split(size), point.split(size), strict=True)
     drawn = [Cumulative.of(some).draw(at) for some, at in pieces]
     return (torch.cat(drawn) if drawn else point.long()).reshape(u.shape)

@@ -180,7 +180,7 @@ class Predictor:
     def _piece(self, raw: Tensor) -> int:
         """How many positions are read at once; a classifier is asked of as many as there are."""
         several = isinstance(self.guidance, ClassifierBased)
-        return max(1, len(raw)) if several else at_once(raw.shape[-1], raw.device)
+        return max(1, len(raw)) if several else at_once(raw)
 
     def log_clean(self, dynamics: Dynamics, raw: Tensor, x: Tensor, t: Tensor) -> Float[Tensor, "N V"]:
         """The leave-one-out law of a prediction. `[N, W] -> [N, V]`"""
