@@ -15,6 +15,9 @@ _CHUNK = 2**24
 """Logits held at once when there are too many for one piece."""
 _CACHED = 2**20
 """The same on a CPU where no gradient is wanted: they stay in its cache and cost no page faults."""
+_NEAR = 2**18
+"""Logits that a CPU reads at once where they are there already: with what is made of them they fit the cache
+that is its own."""
 
 
 def in_chunks(nats: Callable[..., Tensor], width: int, *columns: Tensor) -> Tensor:
@@ -27,6 +30,11 @@ def in_chunks(nats: Callable[..., Tensor], width: int, *columns: Tensor) -> Tens
         return nats(*columns)
     pieces = zip(*(column.split(size) for column in columns), strict=True)
     return torch.cat([_recomputed(nats, *piece) for piece in pieces])
+
+
+def at_once(logits: Tensor) -> int:
+    """How many positions of logits that are there already are best read at once. `[..., W]`"""
+    return max(1, (_NEAR if logits.device.type == "cpu" else _CHUNK) // logits.shape[-1])
 
 
 def by_chunks(

@@ -6,8 +6,9 @@ stream and position are the counter. There is no state: corruption does not depe
 or resume, and a sample does not depend on what it was batched with. It is written in int64 torch arithmetic
 (products wrap modulo 2^64, which keeps all bits), so integers are the same on every device.
 
-Categorical draws are exact: one uniform of 52 bits through the inverse of a CDF summed in float64. Gumbel-max
-in float32 is not: with 50,000 classes the maximum of the noise is quantized and the tail is never drawn.
+Categorical draws are exact: one uniform of 52 bits through the inverse of a CDF in float64 (`Cumulative`).
+Gumbel-max in float32 is not: with 50,000 classes the maximum of the noise is quantized and the tail is never
+drawn.
 """
 
 import math
@@ -15,14 +16,17 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
+
+from discdiff.chunks import at_once
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _LOW = 0xFFFFFFFF
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # 2^64 / golden ratio, as a signed 64-bit integer
-_CHUNK = 2**24  # elements of a CDF held at once
+_GROUP = 256  # classes of a group of `Cumulative`
 
 
 class Stream(IntEnum):
@@ -128,17 +132,58 @@ def categorical(log_p: Float[Tensor, "*n K"], u: Float64[Tensor, "*n"]) -> Int64
     """Draw by the inverse CDF: the first k with sum of p up to k > u, p = softmax(log_p). `[..., K], [...] ->
     [...]`
 
-    Exact in the tail: terms are float32 or better, their sum is float64. Rows are independent of each other.
+    Exact in the tail, and rows are independent of each other: see `Cumulative`.
     """
     flat, point = log_p.reshape(-1, log_p.shape[-1]), u.reshape(-1)
-    rows = max(1, _CHUNK // flat.shape[-1])
-    drawn = [_invert(some, at) for some, at in zip(flat.split(rows), point.split(rows), strict=True)]
+    size = at_once(flat)
+    pieces = zip(flat.split(size), point.split(size), strict=True)
+    drawn = [Cumulative.of(some).draw(at) for some, at in pieces]
     return (torch.cat(drawn) if drawn else point.long()).reshape(u.shape)
 
 
-def _invert(log_p: Tensor, u: Tensor) -> Tensor:
-    p = (log_p - log_p.amax(-1, keepdim=True)).exp_()
-    cdf = p.cumsum(-1, dtype=torch.float64)
-    total = cdf[:, -1]
-    target = torch.minimum(u * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cdf, target[:, None], right=True)[:, 0]
+@dataclass(frozen=True)
+class Cumulative:
+    """The CDF of rows of log-probabilities, normalized or not, in two levels: of groups of neighbors, and
+    within the group that a draw falls into, which is summed for that draw alone.
+
+    Terms and their sums within a group have the precision that was given, sums of groups and sums within the
+    group that is drawn from are float64. So each probability is right to a relative error of few float32
+    roundings, however far in the tail, and a row costs two passes beyond the exponential.
+    """
+
+    p: Float[Tensor, "N K"]
+    """The probabilities, times a number of each row's own."""
+    groups: Float64[Tensor, "N G"]
+    """What lies before each group, and then the total."""
+
+    @classmethod
+    def of(cls, log_p: Float[Tensor, "N K"]) -> "Cumulative":
+        p = (log_p - log_p.amax(-1, keepdim=True)).exp_()
+        count = p.shape[-1] // _GROUP
+        whole, rest = p.split([count * _GROUP, p.shape[-1] - count * _GROUP], dim=-1)
+        sums = [whole.unflatten(-1, (count, _GROUP)).sum(-1), rest.sum(-1, keepdim=True)]
+        return cls(p, F.pad(torch.cat(sums, dim=-1).cumsum(-1, dtype=torch.float64), (1, 0)))
+
+    @property
+    def total(self) -> Float64[Tensor, "N"]:
+        return self.groups[:, -1]
+
+    def share(self, index: Int64[Tensor, "N"]) -> Float64[Tensor, "N"]:
+        """The probability of a class of each row. `[N] -> [N]`"""
+        return self.p.gather(-1, index[:, None])[:, 0] / self.total
+
+    def draw(self, u: Float64[Tensor, "N"]) -> Int64[Tensor, "N"]:
+        """A class for each row; none without mass is drawn. `[N] -> [N]`"""
+        point = _below(u * self.total, self.total)[:, None]
+        group = torch.searchsorted(self.groups, point, right=True) - 1
+        index = group * _GROUP + torch.arange(_GROUP, device=u.device)
+        classes = self.p.shape[-1]
+        terms = self.p.gather(-1, index.clamp_max(classes - 1)).double().masked_fill_(index >= classes, 0)
+        within = terms.cumsum(-1)
+        point = _below(point - self.groups.gather(-1, group), within[:, -1:])
+        return (index[:, :1] + torch.searchsorted(within, point, right=True))[:, 0]
+
+
+def _below(point: Tensor, bound: Tensor) -> Tensor:
+    """The point, or what comes before the bound where rounding took it there."""
+    return torch.minimum(point, torch.nextafter(bound, torch.zeros_like(bound)))

@@ -223,6 +223,35 @@ def test_a_fixed_microbatch_takes_the_batch_out_of_the_network_s_rounding(method
         assert torch.equal(method.sample(net, take(given, rows), sampler, Noise(2)), together[rows])
 
 
+def test_predictions_are_read_in_pieces_each_in_its_place():
+    """At a large vocabulary a reader is given some positions at a time, with their tokens and times."""
+    given = blank(9, 15)
+    x = torch.randint(VOCAB, (9, 15), generator=torch.Generator().manual_seed(0))
+    times = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)[:, None]
+    predictor = Sampler().predictor(Mdlm(), Fixed(zipf(torch.float32)), given)
+    predictor.look(x, times)
+    where = (x % 3 > 0).nonzero(as_tuple=True)
+    sizes = []
+
+    def read(dynamics, raw, x_t, t, part):
+        sizes.append(len(raw))
+        assert len(raw) == len(x_t) == len(t) == len(where[0][part])
+        return torch.stack([x_t.double(), t, where[0][part].double(), raw[:, 7].double()], dim=-1)
+
+    found = predictor.each(where, read)
+    assert len(sizes) > 3
+    expected = [
+        x[where].double(),
+        times[where[0], 0],
+        where[0].double(),
+        torch.full((len(found),), -math.log(8)).double(),
+    ]
+    for column, value in zip(found.unbind(-1), expected, strict=True):
+        torch.testing.assert_close(column, value)
+    nothing = (where[0][:0], where[1][:0])
+    assert predictor.each(nothing, lambda dynamics, raw, x_t, t, part: raw.sum(-1)).shape == (0,)
+
+
 # Evaluations and what is kept ------------------------------------------------------------------------
 
 
@@ -372,6 +401,21 @@ class Joined(nn.Module):
         return self.inner(torch.cat([self.before, x], 1), times, condition)[:, self.before.shape[1] :]
 
 
+def test_blocks_that_are_given_are_read_at_once():
+    """One evaluation keeps them all, and changes nothing; a row with fewer of them sets their number."""
+    method, sampler = Block(inner=Mdlm(), size=4), Blocks(size=4, inside=Sampler(steps=4))
+    net = network(method).double()
+    whole = method.sample(net, blank(3, 19), sampler, Noise(8))
+    for front, kept in ((torch.tensor([8, 12, 8]), 8), (torch.tensor([19, 19, 19]), 16)):
+        given = Canvas(whole, torch.arange(19) >= front[:, None], torch.arange(3))
+        calls = []
+        handle = net.trunk.register_forward_hook(lambda _, x, __, calls=calls: calls.append(x[0].shape[1]))
+        assert torch.equal(method.sample(net, given, sampler, Noise(8)), whole)
+        handle.remove()
+        assert calls[0] == kept
+        assert max(calls[1:], default=0) <= 4
+
+
 # From left to right ----------------------------------------------------------------------------------
 
 
@@ -429,8 +473,8 @@ def test_the_matrix_says_what_sampling_does():
     vectors = {"ddpm", "ddim", "probability_flow", "clamping"}
     assert refused("mdlm (mask)") == {"unchanged", "greedy_tail", *vectors}
     assert refused("udlm (uniform)") == {"first_hitting", "remask", *orders, *vectors}
-    assert taken("autoregressive") == {*filters, "prefix", "allowed tokens"}
-    steps = {"even", "cosine", "through", "listed", "ancestral", "euler", "windows"}
+    assert taken("autoregressive") == {*filters, "microbatch", "prefix", "allowed tokens"}
+    steps = {"even", "cosine", "through", "listed", "ancestral", "euler", "windows", "microbatch"}
     assert taken("genmd4 (mask)") == steps | anywhere
     assert all(cell.refusal is None or len(cell.refusal.split()) > 4 for cell in cells)
 

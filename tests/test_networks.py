@@ -117,6 +117,17 @@ def test_a_cache_changes_nothing(attention, steps, documents):
     assert cache.length == L
 
 
+@pytest.mark.parametrize(
+    "attention", [Causal(), BlockCausal(size=1), BlockCausal(size=3), BlockCausal(size=4)]
+)
+def test_a_mask_is_left_out_where_it_would_hide_nothing(attention):
+    for past in range(9):
+        for length in range(1, 9):
+            key = torch.arange(past + length)
+            hides = not bool(attention.mask(key[past:], key).all())
+            assert attention.sees_all(past, length) is not hides
+
+
 def test_a_truncated_cache_forgets():
     net, x, t = build(BlockCausal(size=2)), tokens(), times()
     cache = KeyValueCache(L)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from discdiff.noise import Noise, Stream, categorical, philox
+from discdiff.noise import Cumulative, Noise, Stream, categorical, philox
 
 
 @pytest.mark.parametrize(
@@ -95,3 +95,29 @@ def test_categorical_never_draws_what_has_no_mass():
     u = torch.tensor([1e-300, 0.5 - 1e-16, 0.5, 1 - 2**-53], dtype=torch.float64)
     assert categorical(log_p, u).tolist() == [1, 1, 3, 3]
     assert categorical(log_p[:0], u[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 255, 256, 257, 512, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_two_levels_draw_what_one_cdf_would(classes, dtype):
+    """Groups of neighbors change no draw, at the ends of groups too, and none without mass is drawn."""
+    generator = torch.Generator().manual_seed(classes)
+    log_p = 3 * torch.randn(200, classes, dtype=dtype, generator=generator)
+    log_p[:, 1:] = log_p[:, 1:].masked_fill(
+        torch.rand(200, classes - 1, generator=generator) < 0.3, -torch.inf
+    )
+    if classes > 512:
+        log_p[:, 256:512] = -torch.inf
+    u = torch.rand(200, dtype=torch.float64, generator=generator)
+    u[:4] = torch.tensor([1e-300, 2.0**-53, 1 - 2.0**-53, 1 - 2.0**-52])
+    p = log_p.double().softmax(-1)
+    cdf = p.cumsum(-1)
+    drawn = categorical(log_p, u)
+    assert (p.gather(-1, drawn[:, None]) > 0).all()
+    point = torch.minimum(u * cdf[:, -1], torch.nextafter(cdf[:, -1], torch.tensor(0.0).double()))
+    plain = torch.searchsorted(cdf, point[:, None], right=True)[:, 0]
+    assert torch.equal(drawn[4:], plain[4:])
+    share = Cumulative.of(log_p).share(drawn)
+    torch.testing.assert_close(share, p.gather(-1, drawn[:, None])[:, 0], rtol=1e-5, atol=0)
+    for row in (0, 5, 199):
+        assert categorical(log_p[row : row + 1], u[row : row + 1]) == drawn[row]

@@ -262,6 +262,22 @@ def test_an_order_chooses_what_it_says():
     assert scores["entropy"] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("spread", [0.0, 1.0, 30.0])
+def test_scores_are_those_of_the_definitions(spread):
+    """In float32, of laws up to a constant, with and without tokens that are ruled out."""
+    logits = 5 + spread * torch.randn(6, 700, generator=torch.Generator().manual_seed(0))
+    logits[3:, ::5] = -torch.inf
+    p = logits.double().softmax(-1)
+    first, second = p.topk(2, dim=-1).values.unbind(-1)
+    expected = {
+        Confidence(): first.log(),
+        Margin(): first - second,
+        Entropy(): -torch.special.entr(p).sum(-1),
+    }
+    for order, score in expected.items():
+        torch.testing.assert_close(order.score(logits).double(), score, rtol=1e-5, atol=1e-5)
+
+
 # Filters --------------------------------------------------------------------------------------------
 
 

@@ -125,7 +125,16 @@ class ArgmaxFlow(Value, frozen=True):
         layer's output would decode to. `-> [B, L]`
         """
         check(self, sampler)
+
+        def fill(canvas: Canvas, noise: Noise, observe: Observer) -> Tensor:
+            return self._fill(net, canvas, noise, observe)
+
         canvas = given_to_sample(canvas, self.rightward)
+        return cast(Inverse, sampler).run(fill, canvas, noise, observe)
+
+    def _fill(
+        self, net: ArgmaxNetwork, canvas: Canvas, noise: Noise, observe: Observer
+    ) -> Int64[Tensor, "B L"]:
         raw = ask(net.encoder, canvas.tokens, canvas.condition)
         states = [self.lift.lift(raw, canvas.tokens, self._uniform(canvas, net.vocab, noise, 1)[:, 0])[0]]
         for layer in net.layers[:-1]:

@@ -136,10 +136,19 @@ class DiscreteFlow(Value, frozen=True):
         `-> [B, L]`
         """
         check(self, sampler)
-        canvas = given_to_sample(canvas, self.rightward)
+        inverse = cast(Inverse, sampler)
+
+        def fill(canvas: Canvas, noise: Noise, observe: Observer) -> Tensor:
+            return self._fill(net, canvas, inverse, noise, observe)
+
+        return inverse.run(fill, given_to_sample(canvas, self.rightward), noise, observe)
+
+    def _fill(
+        self, net: FlowNetwork, canvas: Canvas, inverse: Inverse, noise: Noise, observe: Observer
+    ) -> Int64[Tensor, "B L"]:
         states = self._states(net, canvas)
         base = canvas.with_tokens(states[-1])
-        x = self.base.sample(cast(Any, net.base), base, cast(Any, cast(Inverse, sampler).base), noise)
+        x = self.base.sample(cast(Any, net.base), base, inverse.base_in_groups, noise)
         observe(1.0, x)
         for left in reversed(range(len(net.layers))):
             x = net.layers[left].from_base(x, canvas.condition, canvas.free, states[left])

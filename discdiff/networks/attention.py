@@ -16,6 +16,10 @@ class Bidirectional(Value, frozen=True):
     kind: Literal["bidirectional"] = "bidirectional"
     triangular: ClassVar[bool] = False
 
+    def sees_all(self, past: int, length: int) -> bool:
+        """Whether so many positions attend to one another and to all those past."""
+        return True
+
     def mask(self, query: Int[Tensor, "Q"], key: Int[Tensor, "S"]) -> None:
         return None
 
@@ -25,6 +29,10 @@ class Causal(Value, frozen=True):
 
     kind: Literal["causal"] = "causal"
     triangular: ClassVar[bool] = True
+
+    def sees_all(self, past: int, length: int) -> bool:
+        """Whether so many positions attend to one another and to all those past."""
+        return length == 1
 
     def mask(self, query: Int[Tensor, "Q"], key: Int[Tensor, "S"]) -> Bool[Tensor, "Q S"]:
         return key[None, :] <= query[:, None]
@@ -36,6 +44,10 @@ class BlockCausal(Value, frozen=True):
     kind: Literal["block_causal"] = "block_causal"
     size: int = Field(ge=1)
     triangular: ClassVar[bool] = False
+
+    def sees_all(self, past: int, length: int) -> bool:
+        """Whether so many positions attend to one another and to all those past."""
+        return past // self.size == (past + length - 1) // self.size
 
     def mask(self, query: Int[Tensor, "Q"], key: Int[Tensor, "S"]) -> Bool[Tensor, "Q S"]:
         return key[None, :] // self.size <= query[:, None] // self.size
@@ -83,14 +95,6 @@ class KeyValueCache:
         self._documents[:, self.length : stop] = documents
         return self._documents[:, :stop]
 
-    def taken(self, rows: Int[Tensor, "R"]) -> "KeyValueCache":
-        """A copy that holds these rows only."""
-        copy = KeyValueCache(self.capacity)
-        copy.length = self.length
-        copy._layers = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self._layers.items()}
-        copy._documents = None if self._documents is None else self._documents[rows]
-        return copy
-
     def advance(self, positions: int) -> None:
         self.length += positions
 
@@ -115,7 +119,7 @@ def attention_mask(
     """
     past = cache.length if cache is not None else 0
     key = torch.arange(past + length, device=device)
-    mask = attention.mask(key[past:], key)
+    mask = None if attention.sees_all(past, length) else attention.mask(key[past:], key)
     if documents is None:
         return mask
     seen = documents if cache is None else cache.extend_documents(documents)

@@ -2,10 +2,12 @@
 done.
 
 A finished block goes through the network once more, clean and at time 0, and its keys and values are kept;
-the steps of later blocks evaluate their own positions only. Block diffusion: Arriola et al. 2025,
+the steps of later blocks evaluate their own positions only. Blocks that are given in front go through it at
+once. Block diffusion: Arriola et al. 2025,
 arXiv:2503.09573.
 """
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from discdiff.networks import KeyValueCache
 from discdiff.noise import Noise
 from discdiff.samplers.guidance import ClassifierFree
+from discdiff.samplers.microbatch import in_groups
 from discdiff.samplers.predictor import Reversible
 from discdiff.samplers.sampler import Sampler
 from discdiff.samplers.trace import Observer, nobody, within
@@ -26,7 +29,9 @@ _BLOCK = 2**20
 
 
 class Blocks(Value, frozen=True):
-    """A sampler for each block of `size` positions in turn."""
+    """A sampler for each block of `size` positions in turn. With its `microbatch` so many rows at a time are
+    drawn from the first block to the last, so that rounding doesn't depend on what a row is batched with.
+    """
 
     kind: Literal["blocks"] = "blocks"
     size: int = Field(ge=1)
@@ -35,10 +40,10 @@ class Blocks(Value, frozen=True):
     @model_validator(mode="after")
     def _one_cache_for_all(self) -> "Blocks":
         inside = self.inside
-        if isinstance(inside.guidance, ClassifierFree) or inside.microbatch or inside.windows or inside.cache:
+        if isinstance(inside.guidance, ClassifierFree) or inside.windows or inside.cache:
             raise DiscdiffError(
                 "keys and values are kept for all rows and one condition: leave classifier-free guidance, "
-                "microbatch, windows and cache out of the sampler inside blocks"
+                "windows and cache out of the sampler inside blocks"
             )
         return self
 
@@ -60,16 +65,32 @@ class Blocks(Value, frozen=True):
     ) -> Int64[Tensor, "B L"]:
         """Fill the free positions, each block given all before it. `-> [B, L]`"""
         check_order(canvas, self.size)
+
+        def fill(canvas: Canvas, noise: Noise, observe: Observer) -> Tensor:
+            return self._fill(method, net, canvas, noise, observe)
+
+        return in_groups(fill, self.inside.microbatch, canvas, noise, observe, self._given(canvas))
+
+    def _given(self, canvas: Canvas) -> Int64[Tensor, "B"]:
+        """How many positions stand before the first block that isn't all given, or the last. `-> [B]`"""
+        prefix = (~canvas.free).long().cumprod(-1).sum(-1)
+        return prefix.clamp_max(canvas.shape[1] - 1) // self.size * self.size
+
+    def _fill(
+        self, method: Reversible, net: Network, canvas: Canvas, noise: Noise, observe: Observer
+    ) -> Int64[Tensor, "B L"]:
         length, x = canvas.shape[1], canvas.tokens.clone()
-        following = Following(net, length)
-        for index, start in enumerate(range(0, length, self.size)):
+        following, known = Following(net, length), int(self._given(canvas).min())
+        if known:
+            following.keep(x[:, :known], _columns(canvas, 0, known).condition)
+        for start in range(known, length, self.size):
             stop = min(start + self.size, length)
             block = _columns(canvas, start, stop)
             x[:, start:stop] = self.inside.run(
                 method,
                 following,
                 block,
-                noise.at(noise.step + index * _BLOCK),
+                noise.at(noise.step + start // self.size * _BLOCK),
                 within(observe, canvas, x, start, net.vocab),
             )
             if stop < length:
@@ -99,8 +120,8 @@ class Following(nn.Module):
 
 
 class Cached(nn.Module):
-    """A trunk whose rows, named by the condition, see their cached positions; it remembers none that it is
-    asked about.
+    """A trunk whose rows see their cached positions, where they lie; it remembers none that it is asked
+    about.
     """
 
     def __init__(self, inner: nn.Module, cache: KeyValueCache):
@@ -109,9 +130,10 @@ class Cached(nn.Module):
         self.cache = cache
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        rows = condition.rows
-        cache = self.cache.taken(torch.arange(x.shape[0], device=x.device) if rows is None else rows)
-        return self.inner(x, t, condition, cache=cache)
+        done = self.cache.length
+        hidden = self.inner(x, t, condition, cache=self.cache)
+        self.cache.truncate(done)
+        return hidden
 
 
 def check_order(canvas: Canvas, size: int) -> None:
@@ -126,12 +148,12 @@ def check_order(canvas: Canvas, size: int) -> None:
 
 
 def _columns(canvas: Canvas, start: int, stop: int) -> Canvas:
-    labels, documents = canvas.condition.labels, canvas.condition.documents
-    every_row = torch.arange(canvas.shape[0], device=canvas.tokens.device)
+    documents = canvas.condition.documents
+    here = None if documents is None else documents[:, start:stop]
     return Canvas(
         tokens=canvas.tokens[:, start:stop],
         free=canvas.free[:, start:stop],
         rows=canvas.rows,
-        condition=Condition(labels, None if documents is None else documents[:, start:stop], every_row),
+        condition=replace(canvas.condition, documents=here),
         allowed=None if canvas.allowed is None else canvas.allowed[:, start:stop],
     )

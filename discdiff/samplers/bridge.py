@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from discdiff.noise import categorical
+from discdiff.noise import Cumulative
 from discdiff.processes import Interpolating
 from discdiff.samplers.predictor import Predictor, Where
 from discdiff.samplers.reverse import Dynamics
@@ -44,13 +44,13 @@ def mixed(
     process, vocab = cast(Interpolating, predictor.process), predictor.vocab
 
     def read(dynamics: Dynamics, raw: Tensor, x: Tensor, t: Tensor, part: slice) -> Tensor:
-        law = predictor.log_clean(dynamics, raw, x, t)
-        here = law.gather(-1, x.clamp_max(vocab - 1)[..., None])[..., 0].double().exp()
-        shares = _shares(process, x, t, s, here, vocab)
+        law = Cumulative.of(predictor.log_weights(dynamics, raw, x, t))
+        shares = _shares(process, x, t, s, law.share(x.clamp_max(vocab - 1)), vocab)
         chosen = (u[part, None] * shares[:, -1:] >= shares[:, :-1]).sum(-1)
-        drawn = torch.where(chosen == 1, (value[part] * vocab).long(), torch.where(chosen == 2, vocab, x))
-        asked = (chosen == 0).nonzero()[:, 0]
-        return drawn.index_copy(0, asked, categorical(law[asked], value[part][asked]))
+        tokens = torch.stack(
+            [law.draw(value[part]), (value[part] * vocab).long(), torch.full_like(x, vocab), x]
+        )
+        return tokens.gather(0, chosen[None])[0]
 
     return predictor.each(where, read)
 

@@ -69,10 +69,11 @@ def _check_blocks(method: Any, own: Blocks, sampler: Blocks) -> None:
 
 
 def _check_inverse(method: Any, own: Inverse, sampler: Inverse) -> None:
-    layers = own.model_copy(update={"base": sampler.base})
+    layers = own.model_copy(update={"base": sampler.base, "microbatch": sampler.microbatch})
     if sampler != layers or (own.base is None) != (sampler.base is None):
         raise DiscdiffError(
-            f"{method.kind} samples by its layers: give its default_sampler, with another base at most"
+            f"{method.kind} samples by its layers: give its default_sampler, "
+            "with another base or a microbatch at most"
         )
     if sampler.base is not None:
         check(method.base, sampler.base)

@@ -21,7 +21,7 @@ from discdiff.samplers.reverse import Ancestral, Euler, FirstHitting, FlowEuler,
 from discdiff.samplers.windows import Windows
 from discdiff.types import Canvas, DiscdiffError, Value, canvas
 
-PARTS: dict[str, tuple[Value, ...]] = {
+PARTS: dict[str, tuple[Value | int, ...]] = {
     "grid": (Even(), Quarter(), Through(), Listed(listed=(1.0, 0.0)), Held()),
     "reverse": (
         *(Ancestral(), Euler(), FlowEuler(), FirstHitting(), GreedyTail()),
@@ -34,6 +34,7 @@ PARTS: dict[str, tuple[Value, ...]] = {
     "guidance": (ClassifierFree(), ClassifierBased()),
     "cache": (Unchanged(),),
     "windows": (Windows(size=1, stride=1),),
+    "microbatch": (2,),
 }
 """A value of each kind of each part."""
 _STEPS = 10
@@ -91,7 +92,7 @@ def _name(method: Any) -> str:
     return method.kind if process is None else f"{method.kind} ({process.kind})"
 
 
-def _refusal(method: Any, field: str, part: Value) -> str | None:
+def _refusal(method: Any, field: str, part: Value | int) -> str | None:
     try:
         sampler_with(method, field, part)
         return None
@@ -99,7 +100,7 @@ def _refusal(method: Any, field: str, part: Value) -> str | None:
         return str(refused)
 
 
-def sampler_with(method: Any, field: str, part: Value) -> Any:
+def sampler_with(method: Any, field: str, part: Value | int) -> Any:
     """A sampler that draws from a method with this part, few steps, and no more beside it than needed.
 
     Raises DiscdiffError with the sentence of the one that comes closest.
@@ -125,7 +126,7 @@ def _sentence(refused: ValidationError) -> str:
     return first["msg"].removeprefix("Value error, ")
 
 
-def _samplers(own: Any, field: str, part: Value) -> Iterator[Any]:
+def _samplers(own: Any, field: str, part: Value | int) -> Iterator[Any]:
     """The method's own sampler with the part, and with each other part that it may need beside."""
     if "inside" in type(own).model_fields:
         for make in _samplers(own.inside, field, part):

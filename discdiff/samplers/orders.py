@@ -19,6 +19,9 @@ from discdiff.types import Value
 if TYPE_CHECKING:
     from discdiff.samplers.predictor import Predictor
 
+_NOTHING = -1000.0
+"""A log-probability whose exponential is zero in any precision, and times it zero."""
+
 
 class Random(Value, frozen=True):
     """Any masked tokens alike."""
@@ -37,8 +40,8 @@ class _ByLaw(Value, frozen=True):
     """The tokens whose laws score highest; the first of equals."""
 
     @abstractmethod
-    def score(self, log_p: Float[Tensor, "*n V"]) -> Float[Tensor, "*n"]:
-        """How early a position of this law is filled. `[..., V] -> [...]`"""
+    def score(self, logits: Float[Tensor, "*n V"]) -> Float[Tensor, "*n"]:
+        """How early a position is filled, of its law up to a constant. `[..., V] -> [...]`"""
 
     def choose(
         self, predictor: "Predictor", masked: Bool[Tensor, "B L"], count: Int64[Tensor, "B"], noise: Noise
@@ -54,9 +57,9 @@ class Confidence(_ByLaw, frozen=True):
 
     kind: Literal["confidence"] = "confidence"
 
-    def score(self, log_p: Float[Tensor, "*n V"]) -> Float[Tensor, "*n"]:
+    def score(self, logits: Float[Tensor, "*n V"]) -> Float[Tensor, "*n"]:
         """The highest log-probability. `[..., V] -> [...]`"""
-        return log_p.amax(-1)
+        return logits.amax(-1) - logits.logsumexp(-1)
 
 
 class Margin(_ByLaw, frozen=True):
@@ -64,12 +67,11 @@ class Margin(_ByLaw, frozen=True):
 
     kind: Literal["margin"] = "margin"
 
-    def score(self, log_p: Float[Tensor, "*n V"]) -> Float[Tensor, "*n"]:
+    def score(self, logits: Float[Tensor, "*n V"]) -> Float[Tensor, "*n"]:
         """The difference of the two highest probabilities. `[..., V] -> [...]`"""
-        if log_p.shape[-1] == 1:
-            return log_p[..., 0]
-        first, second = log_p.topk(2, dim=-1).values.exp().unbind(-1)
-        return first - second
+        highest = logits.topk(min(2, logits.shape[-1]), dim=-1).values
+        p = (highest - logits.logsumexp(-1, keepdim=True)).exp()
+        return p[..., 0] - p[..., 1:].sum(-1)
 
 
 class Entropy(_ByLaw, frozen=True):
@@ -77,9 +79,15 @@ class Entropy(_ByLaw, frozen=True):
 
     kind: Literal["entropy"] = "entropy"
 
-    def score(self, log_p: Float[Tensor, "*n V"]) -> Float[Tensor, "*n"]:
-        """The negative entropy, in nats. `[..., V] -> [...]`"""
-        return -torch.special.entr(log_p.exp()).sum(-1)
+    def score(self, logits: Float[Tensor, "*n V"]) -> Float[Tensor, "*n"]:
+        """The negative entropy, in nats. `[..., V] -> [...]`
+
+        With z the logits below the highest and Z = sum of exp z it is sum of z exp z / Z, less log Z.
+        """
+        z = (logits - logits.amax(-1, keepdim=True)).clamp_min_(_NOTHING)
+        weight = z.exp()
+        total = weight.sum(-1)
+        return z.mul_(weight).sum(-1) / total - total.log()
 
 
 class EntropyBudget(Value, frozen=True):
@@ -120,7 +128,7 @@ def scores(order: _ByLaw, predictor: "Predictor", masked: Bool[Tensor, "B L"]) -
     where = (rows, columns)
     values = predictor.each(
         where,
-        lambda dynamics, raw, x, t, _: order.score(predictor.log_token(dynamics, raw, x, t).log_softmax(-1)),
+        lambda dynamics, raw, x, t, _: order.score(predictor.log_token(dynamics, raw, x, t)),
     )
     empty = torch.full(masked.shape, -torch.inf, dtype=torch.float64, device=masked.device)
     return empty.index_put(where, values.double())

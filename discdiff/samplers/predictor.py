@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor, nn
 
 from discdiff import algebra
+from discdiff.chunks import at_once
 from discdiff.parameterizations import LeaveOneOut, Parameterization, Posterior
 from discdiff.processes import Mask, Process
 from discdiff.samplers import filters
@@ -33,7 +34,7 @@ from discdiff.samplers.reverse import Dynamics
 from discdiff.types import Canvas, Condition, DiscdiffError, Network
 
 _CHUNK = 2**24
-"""Logits held at once."""
+"""Logits that the head writes at once; they are read in pieces that a cache holds."""
 _NEVER = -1e30
 """A log-probability that counts as none, unless nothing else is allowed."""
 
@@ -138,30 +139,59 @@ class Predictor:
     def _refresh(self, rows: Tensor, x: Tensor, t: Tensor) -> None:
         if len(rows):
             fresh = self._evaluate(x, t, rows)
-            self._hidden = [h.index_copy(0, rows, new) for h, new in zip(self._hidden, fresh, strict=True)]
+            if len(rows) == len(x):
+                self._hidden = fresh
+                return
+            for kept, new in zip(self._hidden, fresh, strict=True):
+                kept.index_copy_(0, rows, new)
 
     def each(self, where: Where, read: Read) -> Tensor:
-        """What `read` makes of the predictions at some positions, a chunk at a time. `-> [N, ...]`"""
+        """What `read` makes of the predictions at some positions, some of them at a time. `-> [N, ...]`"""
         size = max(1, _CHUNK // (self.vocab + 1))
-        count = len(where[0])
-        parts = [self._read(where, slice(i, i + size), read) for i in range(0, max(count, 1), size)]
+        count = max(len(where[0]), 1)
+        parts = [part for i in range(0, count, size) for part in self._read(where, slice(i, i + size), read)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @torch.no_grad()
-    def _read(self, where: Where, part: slice, read: Read) -> Tensor:
-        rows, columns = where[0][part], where[1][part]
-        x, t = self.x[rows, columns], self.t.expand_as(self.x)[rows, columns]
+    def _read(self, where: Where, chunk: slice, read: Read) -> list[Tensor]:
+        rows, columns = where[0][chunk], where[1][chunk]
         here = rows if self._rows is None else self._rows[rows]
         raws = [fixed(self.net.head, self._heads, hidden[here, columns]) for hidden in self._hidden]
+        size = self._piece(raws[0])
+        pieces = [slice(i, i + size) for i in range(0, max(len(rows), 1), size)]
+        return [
+            self._told(
+                [raw[piece] for raw in raws],
+                rows[piece],
+                columns[piece],
+                slice(chunk.start + piece.start, chunk.start + piece.start + len(rows[piece])),
+                read,
+            )
+            for piece in pieces
+        ]
+
+    def _told(self, raws: list[Tensor], rows: Tensor, columns: Tensor, part: slice, read: Read) -> Tensor:
+        """What `read` makes of some logits."""
+        x, t = self.x[rows, columns], self.t.expand_as(self.x)[rows, columns]
         if not self.edits:
             return read(self.method, raws[0], x, t, part)
         return read(Edited(self.process), self._edit(raws, x, t, rows, columns), x, t, part)
+
+    def _piece(self, raw: Tensor) -> int:
+        """How many positions are read at once; a classifier is asked of as many as there are."""
+        several = isinstance(self.guidance, ClassifierBased)
+        return max(1, len(raw)) if several else at_once(raw)
 
     def log_clean(self, dynamics: Dynamics, raw: Tensor, x: Tensor, t: Tensor) -> Float[Tensor, "N V"]:
         """The leave-one-out law of a prediction. `[N, W] -> [N, V]`"""
         if isinstance(dynamics, Edited):
             return raw
         return self.method.parameterization.log_clean(self.process, raw, x, t)
+
+    def log_weights(self, dynamics: Dynamics, raw: Tensor, x: Tensor, t: Tensor) -> Float[Tensor, "N V"]:
+        """The leave-one-out law up to a constant. `[N, W] -> [N, V]`"""
+        stated = isinstance(self.method.parameterization, LeaveOneOut)
+        return raw if stated else self.log_clean(dynamics, raw, x, t)
 
     def log_token(self, dynamics: Dynamics, raw: Tensor, x: Tensor, t: Tensor) -> Float[Tensor, "N V"]:
         """log p(x_0 | x_t) up to a constant; where noise masks, at masked positions. `[N, W] -> [N, V]`
@@ -195,7 +225,8 @@ class Predictor:
         assert isinstance(self.guidance, ClassifierBased)
         classifier = cast(Classifier, getattr(self.net, "classifier"))  # noqa: B009
         states = self.process.states(self.vocab)
-        return log_ratios(self.guidance, classifier, self.canvas, self.x, self.t, where, states)
+        now = (self.canvas, self.x, self.t)
+        return log_ratios(self.guidance, classifier, *now, where, states, self.microbatch)
 
     def tilt(self, where: Where, part: slice, log_law: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
         """The law of a step as a classifier weighs it; unless noise masks, when tokens are weighed

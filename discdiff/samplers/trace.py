@@ -69,7 +69,7 @@ class Recorder:
 
     def __call__(self, t: float | Float64[Tensor, "B 1"], x: Int64[Tensor, "B L"]) -> None:
         shown = x[: self.rows].tolist()
-        time = t if isinstance(t, Tensor) else torch.full((len(x), 1), t)
+        time = t if isinstance(t, Tensor) else torch.full((len(x), 1), t, dtype=torch.float64)
         self._times.append(time[: self.rows].flatten().tolist())
         self._states.append(shown)
 

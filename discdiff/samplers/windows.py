@@ -5,7 +5,7 @@ from dataclasses import replace
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from discdiff.types import Canvas, Condition, DiscdiffError, Value
+from discdiff.types import Canvas, DiscdiffError, Value
 
 
 class Windows(Value, frozen=True):
@@ -38,11 +38,11 @@ def cut(canvas: Canvas, x: Tensor, start: int, stop: int, done: int) -> Canvas:
     free = canvas.free[:, start:stop].clone()
     free[:, : max(0, done - start)] = False
     documents = canvas.condition.documents
-    condition = Condition(canvas.condition.labels, None if documents is None else documents[:, start:stop])
+    here = None if documents is None else documents[:, start:stop]
     return replace(
         canvas,
         tokens=x[:, start:stop],
         free=free,
-        condition=condition,
+        condition=replace(canvas.condition, documents=here),
         allowed=None if canvas.allowed is None else canvas.allowed[:, start:stop],
     )
