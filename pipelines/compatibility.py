@@ -22,6 +22,10 @@ ON_OTHER_NOISE = (
 )
 """Methods that take more than one kind of noise, beside the one that they have by default."""
 TAKES = "●"
+BESIDES = (
+    "classifier_based guidance is given with classifier=..., the checkpoint of method classifier that was "
+    "trained on stores that are classes, with the tokenizer, the length and the noise of what it leads."
+)
 
 
 def methods() -> Iterator[Any]:
@@ -42,6 +46,7 @@ def show(console: Console) -> None:
     console.print(_legend(names))
     console.print(_parts(groups, names))
     console.print(_refusals(groups, names))
+    console.print(BESIDES)
 
 
 def grouped(cells: list[Cell]) -> dict[tuple[str, ...], list[Cell]]:

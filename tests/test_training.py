@@ -39,7 +39,7 @@ from discdiff.training.optimizer import adamw, clip
 from discdiff.training.validate import SEED_OFFSET, validate
 from discdiff.types import Canvas, DiscdiffError
 
-TIMED = {"tokens_per_second", "seconds_per_step", "peak_memory", "data_wait"}
+TIMED = {"tokens_per_second", "seconds_per_step", "peak_memory", "data_wait", "data_wait_per_step"}
 
 
 class Stop(Exception):  # noqa: N818

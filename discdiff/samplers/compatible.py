@@ -8,7 +8,7 @@ from discdiff.samplers import left_to_right
 from discdiff.samplers.allowed import check_allowed
 from discdiff.samplers.blocks import Blocks, check_order
 from discdiff.samplers.gaussian import GaussianSampler
-from discdiff.samplers.guidance import labels_of
+from discdiff.samplers.guidance import ClassifierBased, labels_of
 from discdiff.samplers.inverse import Inverse
 from discdiff.samplers.left_to_right import LeftToRight
 from discdiff.samplers.sampler import Sampler
@@ -50,7 +50,10 @@ def check_canvas(method: Any, sampler: Any, canvas: Canvas) -> None:
 
 
 def check_labels(sampler: Any, labels: Sequence[int], classes: int) -> None:
-    """Raises DiscdiffError for labels that a network of so many classes doesn't know, or guidance without."""
+    """Raises DiscdiffError for labels that a network of so many classes doesn't know, or guidance without.
+
+    The network is the classifier where guidance asks one.
+    """
     guidance = getattr(getattr(sampler, "inside", sampler), "guidance", None)
     if labels and not classes:
         raise DiscdiffError("labels were given and the network was trained without: leave them out")
@@ -73,6 +76,11 @@ def _check_inverse(method: Any, own: Inverse, sampler: Inverse) -> None:
     if sampler != layers or (own.base is None) != (sampler.base is None):
         raise DiscdiffError(
             f"{method.kind} samples by its layers: give its default_sampler, with another base at most"
+        )
+    if isinstance(getattr(sampler.base, "guidance", None), ClassifierBased):
+        raise DiscdiffError(
+            "a classifier reads text and the base of a flow is not text yet: "
+            "leave classifier-based guidance out of the base's sampler"
         )
     if sampler.base is not None:
         check(method.base, sampler.base)

@@ -54,10 +54,11 @@ class ClassifierFree(Value, frozen=True):
 
 
 class ClassifierBased(Value, frozen=True):
-    """One evaluation of the network a step, and the classifier's.
+    """One evaluation of the network a step, and the classifier's, which is not counted among evaluations.
 
-    The classifier is asked of every change of every token (`changes="all"`, K times as many sequences as
-    tokens that may change), or once, for a first-order expansion in the one-hot tokens.
+    The network is asked without the label. The classifier is asked of every change of every token
+    (`changes="all"`, K times as many sequences as tokens that may change), or once, for a first-order
+    expansion in the one-hot tokens.
     """
 
     kind: Literal["classifier_based"] = "classifier_based"

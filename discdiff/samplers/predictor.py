@@ -195,7 +195,11 @@ class Predictor:
         assert isinstance(self.guidance, ClassifierBased)
         classifier = cast(Classifier, getattr(self.net, "classifier"))  # noqa: B009
         states = self.process.states(self.vocab)
-        return log_ratios(self.guidance, classifier, self.canvas, self.x, self.t, where, states)
+
+        def asked(x: Tensor, t: Tensor) -> Tensor:
+            return fixed(classifier, self.microbatch, x, t)
+
+        return log_ratios(self.guidance, asked, self.canvas, self.x, self.t, where, states)
 
     def tilt(self, where: Where, part: slice, log_law: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
         """The law of a step as a classifier weighs it; unless noise masks, when tokens are weighed
