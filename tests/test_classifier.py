@@ -7,18 +7,20 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pydantic import ValidationError
 from test_training import Stop, assert_same, train
 from torch import nn
 from training_problem import LENGTH, RECIPE, SUBJECT, VOCAB, Labelled, weights
 
 from discdiff import oracle
-from discdiff.methods import Classifier, Discriminative, Mdlm, Method, Scored, Udlm
+from discdiff.methods import Classifier, DiscreteFlow, Discriminative, Mdlm, Method, Scored, Udlm
 from discdiff.networks import Transformer
 from discdiff.networks.classifier import ClassifierNetwork
 from discdiff.noise import Noise, Stream, categorical
 from discdiff.oracle import Law, exact_law, gauss_legendre, total_variation
 from discdiff.processes import Mask, Uniform
-from discdiff.samplers import ClassifierBased, Guided, Sampler
+from discdiff.samplers import Blocks, ClassifierBased, Guided, Sampler
+from discdiff.samplers.compatible import check
 from discdiff.schedules import Cosine
 from discdiff.training import Loss, Subject, World, check_classifier
 from discdiff.training.validate import SEED_OFFSET, validate
@@ -271,9 +273,12 @@ def test_fixed_calls_of_the_classifier_round_a_row_alike_in_any_company(method, 
     )
     canvas = given(9, [0, 1, 2] * 3)
     canvas = replace(canvas, free=torch.ones_like(canvas.free))
+    sizes = set()
+    guided.classifier.trunk.register_forward_pre_hook(lambda _, inputs: sizes.add(len(inputs[0])))
     whole = method.sample(guided, canvas, sampler, Noise(1))
     parts = [method.sample(guided, canvas.narrow(i, i + 1), sampler, Noise(1)) for i in range(9)]
     assert torch.equal(whole, torch.cat(parts))
+    assert sizes == {4}
     bare = method.sample(guided, canvas, Sampler(steps=4, microbatch=4), Noise(1))
     assert not torch.equal(whole, bare)
 
@@ -353,6 +358,16 @@ def test_what_a_classifier_can_t_do_it_says():
         method.network(Transformer(labels=1), 5)
     with pytest.raises(DiscdiffError, match="these rows have none: train on stores that are classes"):
         method.loss(network(method), replace(given(), condition=Condition()), Noise(0))
+
+
+def test_samplers_that_have_no_whole_text_to_show_refuse_it():
+    with pytest.raises(ValidationError, match="a classifier reads whole sequences"):
+        Blocks(size=4, inside=guiding())
+    flow = DiscreteFlow(base=Mdlm())
+    own = flow.default_sampler(3)
+    with pytest.raises(DiscdiffError, match="the base of a flow is not text yet"):
+        check(flow, own.model_copy(update={"base": guiding()}))
+    check(flow, own)
 
 
 def subject(method, **changes):

@@ -22,6 +22,7 @@ from discdiff.training import Loss, Recipe, Single, load
 from discdiff.training.checkpoint import latest_step
 from discdiff.types import DiscdiffError
 from pipelines.artifacts import Tokens
+from pipelines.runner import _inputs
 from pipelines.specs import specification
 from pipelines.train import Mixed, Train, fit_here, prepare, reading, train
 
@@ -185,3 +186,13 @@ def test_mixtures_that_can_t_be_are_refused_before_any_worker_starts(
     with pytest.raises(ValidationError, match="classes and mixed: give one of them"):
         spec_of(stores, classes=(stores[2],))
     assert not list(tmp_path.iterdir())
+
+
+def test_tracking_names_every_store_that_a_run_reads(stores) -> None:
+    tags = _inputs(spec_of(stores))
+    assert {name: value for name, value in tags.items() if name.endswith(".uri")} == {
+        "input.tokens.uri": stores[0].uri,
+        "input.mixed.0.tokens.uri": stores[1].uri,
+        "input.mixed.1.tokens.uri": stores[2].uri,
+    }
+    assert {tags[f"input.mixed.{i}.tokens.key"] for i in (0, 1)} == {each.key for each in stores[1:]}
