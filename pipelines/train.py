@@ -115,6 +115,11 @@ class Train(Value, frozen=True):
         return cast(AnyMethod, self.method)
 
     @property
+    def stores(self) -> tuple[Tokens, ...]:
+        """All text that is trained on."""
+        return (self.tokens, *self.classes, *(each.tokens for each in self.mixed))
+
+    @property
     def learns_labels(self) -> bool:
         """Whether labels of rows are what is learned, not their text."""
         return isinstance(cast(Method, self.chosen), Discriminative)
@@ -168,7 +173,7 @@ def _card(spec: Train, made: Checkpoint) -> dict[str, str]:
         "step": made.step,
         "parameters": made.parameters,
         "length": made.length,
-        "tokens": spec.tokens.key,
+        "tokens": ", ".join(store.key for store in spec.stores),
     }
     return {name: str(value) for name, value in facts.items()}
 
@@ -208,9 +213,8 @@ def _check_classes(spec: Train) -> None:
 @contextmanager
 def reading(spec: Train, split: str) -> Generator[Store | Mixture]:
     """A split of the text that is trained on: a store, a mixture of several, or several that are classes."""
-    others = spec.classes or tuple(each.tokens for each in spec.mixed)
     with ExitStack() as stack:
-        stores = [stack.enter_context(Store.open(tokens.uri, split)) for tokens in (spec.tokens, *others)]
+        stores = [stack.enter_context(Store.open(tokens.uri, split)) for tokens in spec.stores]
         if spec.mixed:
             yield Mixture(stores, [1.0, *(each.weight for each in spec.mixed)])
         else:

@@ -332,6 +332,16 @@ def test_validation_reports_cross_entropy_and_accuracy_by_quarters_of_time():
     assert len(validate(Loss(Classifier(), net), rows, few, World(0, 1, torch.device("cpu")))) < len(found)
 
 
+def test_its_trunk_alone_computes_in_bfloat16_where_that_is_asked_for():
+    net, seen = SUBJECT_3.build(3), {}
+    net.trunk.blocks[0].project.register_forward_hook(lambda _, __, out: seen.update(trunk=out.dtype))
+    net.head.register_forward_hook(lambda _, __, out: seen.update(head=out.dtype))
+    recipe = RECIPE.model_copy(update={"precision": "bfloat16"})
+    _, logs, _ = train(net=net, rows=Labelled(), subject=SUBJECT_3, recipe=recipe)
+    assert seen == {"trunk": torch.bfloat16, "head": torch.float32}
+    assert math.isfinite(logs[-1][1]["loss"])
+
+
 @pytest.mark.parametrize("stop", [5, 8])
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, stop):
     given = {"rows": Labelled(), "validation": Labelled(2), "subject": SUBJECT_3}

@@ -12,7 +12,8 @@ stays that of the schedule. Strength 0 is unguided, 1 the class's own law.
 `ClassifierBased` asks a classifier of noisy sequences, p(label | x_t), how much likelier the label becomes if
 a token of x_t changes, and weighs each change by that ratio to the power of the strength: with strength 1,
 the true classifier and small steps the law is that of the class. With mask noise the change is the token that
-a mask gives way to, and the rate of unmasking stays that of the schedule.
+a mask gives way to, and the rate of unmasking stays that of the schedule. `discdiff.methods.Classifier` is
+such a classifier, trained as every family is.
 """
 
 from dataclasses import replace
