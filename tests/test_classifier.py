@@ -7,13 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pydantic import ValidationError
 from test_training import Stop, assert_same, train
 from torch import nn
 from training_problem import LENGTH, RECIPE, SUBJECT, VOCAB, Labelled, weights
 
 from discdiff import oracle
-from discdiff.methods import Classifier, DiscreteFlow, Discriminative, Mdlm, Method, Scored, Udlm
+from discdiff.methods import Block, Classifier, DiscreteFlow, Discriminative, Mdlm, Method, Scored, Udlm
 from discdiff.networks import Transformer
 from discdiff.networks.classifier import ClassifierNetwork
 from discdiff.noise import Noise, Stream, categorical
@@ -371,12 +370,14 @@ def test_what_a_classifier_can_t_do_it_says():
 
 
 def test_samplers_that_have_no_whole_text_to_show_refuse_it():
-    with pytest.raises(ValidationError, match="a classifier reads whole sequences"):
-        Blocks(size=4, inside=guiding())
-    flow = DiscreteFlow(base=Mdlm())
+    flow, block = DiscreteFlow(base=Mdlm()), Block(inner=Mdlm(), size=4)
     own = flow.default_sampler(3)
-    with pytest.raises(DiscdiffError, match="the base of a flow is not text yet"):
-        check(flow, own.model_copy(update={"base": guiding()}))
+    for method, sampler in (
+        (block, Blocks(size=4, inside=guiding())),
+        (flow, own.model_copy(update={"base": guiding()})),
+    ):
+        with pytest.raises(DiscdiffError, match=f"the sampler {sampler.kind} shows none before it is done"):
+            check(method, sampler)
     check(flow, own)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from discdiff.networks import KeyValueCache
 from discdiff.noise import Noise
-from discdiff.samplers.guidance import ClassifierBased, ClassifierFree
+from discdiff.samplers.guidance import ClassifierFree
 from discdiff.samplers.predictor import Reversible
 from discdiff.samplers.sampler import Sampler
 from discdiff.samplers.trace import Observer, nobody, within
@@ -39,11 +39,6 @@ class Blocks(Value, frozen=True):
             raise DiscdiffError(
                 "keys and values are kept for all rows and one condition: leave classifier-free guidance, "
                 "microbatch, windows and cache out of the sampler inside blocks"
-            )
-        if isinstance(inside.guidance, ClassifierBased):
-            raise DiscdiffError(
-                "a classifier reads whole sequences and blocks are drawn before what follows them: "
-                "leave classifier-based guidance out of the sampler inside blocks"
             )
         return self
 

@@ -24,6 +24,7 @@ def check(method: Any, sampler: Any) -> None:
             + (" and put other samplers inside it" if isinstance(own, Blocks) else "")
             + ", or the method's default_sampler"
         )
+    _check_whole(sampler)
     if isinstance(sampler, Sampler | GaussianSampler):
         sampler.check(method)
     elif isinstance(sampler, Blocks):
@@ -77,10 +78,15 @@ def _check_inverse(method: Any, own: Inverse, sampler: Inverse) -> None:
         raise DiscdiffError(
             f"{method.kind} samples by its layers: give its default_sampler, with another base at most"
         )
-    if isinstance(getattr(sampler.base, "guidance", None), ClassifierBased):
-        raise DiscdiffError(
-            "a classifier reads text and the base of a flow is not text yet: "
-            "leave classifier-based guidance out of the base's sampler"
-        )
     if sampler.base is not None:
         check(method.base, sampler.base)
+
+
+def _check_whole(sampler: Any) -> None:
+    """A classifier reads the text itself, and all of it."""
+    inner = getattr(sampler, "inside", getattr(sampler, "base", None))
+    if isinstance(getattr(inner, "guidance", None), ClassifierBased):
+        raise DiscdiffError(
+            f"a classifier reads whole texts and the sampler {sampler.kind} shows none before it is done: "
+            f"leave classifier_based guidance out of the sampler inside {sampler.kind}"
+        )

@@ -25,6 +25,7 @@ from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor, nn
 
+from discdiff.samplers.microbatch import fixed
 from discdiff.types import Canvas, Condition, DiscdiffError, Network, Value
 
 _CHUNK = 2**22
@@ -107,19 +108,27 @@ def log_ratios(
     t: Float[Tensor, "B _"],
     where: tuple[Tensor, Tensor],
     states: int,
+    microbatch: int | None = None,
 ) -> Float[Tensor, "N K"]:
     """strength times log p(label | x changed at a position to y), up to a constant. `-> [N, K]`
 
-    Rows without a label (-1) are not guided.
+    Rows without a label (-1) are not guided. `microbatch`: the classifier reads exactly so many sequences at
+    a time.
     """
     labels = labels_of(canvas)
     several = _expanded if guidance.changes == "first_order" else _asked
-    ratios = several(classifier, x, t, labels.clamp_min(0), where, states)
+    ratios = several(classifier, x, t, labels.clamp_min(0), where, states, microbatch)
     return guidance.strength * ratios * (labels[where[0]] >= 0)[:, None]
 
 
 def _asked(
-    classifier: Classifier, x: Tensor, t: Tensor, labels: Tensor, where: tuple[Tensor, Tensor], states: int
+    classifier: Classifier,
+    x: Tensor,
+    t: Tensor,
+    labels: Tensor,
+    where: tuple[Tensor, Tensor],
+    states: int,
+    microbatch: int | None,
 ) -> Tensor:
     rows, columns = where
     answers: list[Tensor] = []
@@ -128,17 +137,26 @@ def _asked(
         changed = x[row][:, None].repeat(1, states, 1)
         every = torch.arange(states, device=x.device).expand(len(row), states)
         changed.scatter_(-1, column[:, None, None].expand(-1, states, 1), every[..., None])
-        log_p = classifier(changed.flatten(0, 1), t[row].repeat_interleave(states, 0)).log_softmax(-1)
+        times = t[row].repeat_interleave(states, 0)
+        log_p = fixed(classifier, microbatch, changed.flatten(0, 1), times).log_softmax(-1)
         asked = labels[row].repeat_interleave(states)[:, None]
         answers.append(log_p.gather(-1, asked).reshape(-1, states))
     return torch.cat(answers) if answers else t.new_zeros(0, states)
 
 
 def _expanded(
-    classifier: Classifier, x: Tensor, t: Tensor, labels: Tensor, where: tuple[Tensor, Tensor], states: int
+    classifier: Classifier,
+    x: Tensor,
+    t: Tensor,
+    labels: Tensor,
+    where: tuple[Tensor, Tensor],
+    states: int,
+    microbatch: int | None,
 ) -> Tensor:
-    with torch.enable_grad():
-        tokens = F.one_hot(x, states).to(torch.get_default_dtype()).requires_grad_()
-        log_p = classifier(tokens, t).log_softmax(-1).gather(-1, labels[:, None]).sum()
-        (slope,) = torch.autograd.grad(log_p, tokens)
-    return slope[where]
+    def slope(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        with torch.enable_grad():
+            tokens = F.one_hot(x, states).to(torch.get_default_dtype()).requires_grad_()
+            log_p = classifier(tokens, t).log_softmax(-1).gather(-1, labels[:, None]).sum()
+            return torch.autograd.grad(log_p, tokens)[0]
+
+    return fixed(slope, microbatch, x, t, labels)[where]

@@ -195,11 +195,8 @@ class Predictor:
         assert isinstance(self.guidance, ClassifierBased)
         classifier = cast(Classifier, getattr(self.net, "classifier"))  # noqa: B009
         states = self.process.states(self.vocab)
-
-        def asked(x: Tensor, t: Tensor) -> Tensor:
-            return fixed(classifier, self.microbatch, x, t)
-
-        return log_ratios(self.guidance, asked, self.canvas, self.x, self.t, where, states)
+        now = (self.canvas, self.x, self.t)
+        return log_ratios(self.guidance, classifier, *now, where, states, self.microbatch)
 
     def tilt(self, where: Where, part: slice, log_law: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
         """The law of a step as a classifier weighs it; unless noise masks, when tokens are weighed
