@@ -20,6 +20,7 @@ from discdiff.oracle import Law, exact_law, gauss_legendre, total_variation
 from discdiff.processes import Mask, Uniform
 from discdiff.samplers import Blocks, ClassifierBased, Guided, Sampler
 from discdiff.samplers.compatible import check
+from discdiff.samplers.guidance import log_ratios
 from discdiff.schedules import Cosine
 from discdiff.training import Loss, Subject, World, check_classifier
 from discdiff.training.validate import SEED_OFFSET, validate
@@ -196,6 +197,23 @@ def test_a_one_hot_is_read_as_the_token_to_the_last_bit(method, dtype):
     for t in (torch.rand(5, 1).double(), torch.rand(5, LENGTH).double()):
         assert torch.equal(net(x, t), net(one_hot, t))
     assert net(x, t).shape == (5, 3)
+
+
+@every_method
+def test_the_slope_in_embeddings_is_that_in_one_hot_tokens(double, method):
+    """So the first-order expansion needs no one-hot of the vocabulary."""
+    net, states = network(method).double(), method.process.states(VOCAB)
+    x = torch.randint(states, (5, LENGTH), generator=torch.Generator().manual_seed(1))
+    canvas = Canvas(x, torch.ones_like(x).bool(), torch.arange(5), Condition(labels=torch.arange(5) % 4 - 1))
+    t, where = torch.rand(5, 1), x.bool().nonzero(as_tuple=True)
+    first = ClassifierBased(changes="first_order", strength=1.5)
+    plain = nn.Module()
+    plain.forward = net.forward
+    given = (canvas, x, t, where, states)
+    expected = log_ratios(first, plain, *given)
+    torch.testing.assert_close(log_ratios(first, net, *given), expected, rtol=1e-10, atol=1e-12)
+    assert expected.abs().max() > 0.01
+    torch.testing.assert_close(log_ratios(first, net, *given, microbatch=2), expected)
 
 
 @every_method

@@ -9,10 +9,10 @@ first-order approximation of guidance asks for.
 """
 
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from discdiff.networks.attention import Bidirectional
@@ -50,3 +50,28 @@ class ClassifierNetwork(nn.Module):
         """Of the documents in a condition; the label in it is what is to be found, and is not looked at."""
         h = self.trunk(x, t, replace(condition, labels=None))
         return self.head(h.to(torch.promote_types(h.dtype, torch.float32)).mean(1))
+
+    @property
+    def table(self) -> Float[Tensor, "K D"]:
+        """The embeddings of all states."""
+        return cast(TokenEmbedding, self.trunk.embedding).weight
+
+    def slope(
+        self, x: Int64[Tensor, "B L"], t: Float[Tensor, "B _"], labels: Int64[Tensor, "B"]
+    ) -> Float[Tensor, "B L D"]:
+        """The gradient of log p(label | x_t) for the embeddings of tokens; its products with the table are
+        the gradient for one-hot tokens, which are K numbers each. `[B, L] -> [B, L, D]`
+        """
+        leaf: list[Tensor] = []
+
+        def cut(_: nn.Module, inputs: object, embedded: Tensor) -> Tensor:
+            leaf.append(embedded.detach().requires_grad_())
+            return leaf[0]
+
+        handle = self.trunk.embedding.register_forward_hook(cut)
+        try:
+            with torch.enable_grad():
+                log_p = self(x, t).log_softmax(-1).gather(-1, labels[:, None]).sum()
+                return torch.autograd.grad(log_p, leaf)[0]
+        finally:
+            handle.remove()

@@ -79,6 +79,18 @@ class Classifier(Protocol):
     def __call__(self, x: Tensor, t: Tensor) -> Tensor: ...
 
 
+@runtime_checkable
+class Embedded(Classifier, Protocol):
+    """A classifier that states its gradient for the embeddings of tokens: fewer numbers than for one-hots.
+
+    `table` `[K, D]` has the embeddings; `slope` is the gradient of log p(label | x_t). `[B, L] -> [B, L, D]`
+    """
+
+    @property
+    def table(self) -> Tensor: ...
+    def slope(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor: ...
+
+
 class Guided(nn.Module):
     """A network with the classifier that `ClassifierBased` guidance asks."""
 
@@ -153,6 +165,9 @@ def _expanded(
     states: int,
     microbatch: int | None,
 ) -> Tensor:
+    if isinstance(classifier, Embedded):
+        return fixed(classifier.slope, microbatch, x, t, labels)[where] @ classifier.table.detach().T
+
     def slope(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         with torch.enable_grad():
             tokens = F.one_hot(x, states).to(torch.get_default_dtype()).requires_grad_()
