@@ -22,6 +22,10 @@ ON_OTHER_NOISE = (
 )
 """Methods that take more than one kind of noise, beside the one that they have by default."""
 TAKES = "●"
+BESIDES = (
+    "classifier_based guidance is given with classifier=..., the checkpoint of method classifier that was "
+    "trained on stores that are classes, with the tokenizer, the length and the noise of what it leads."
+)
 
 
 def methods() -> Iterator[Any]:
@@ -42,16 +46,21 @@ def show(console: Console) -> None:
     console.print(_legend(names))
     console.print(_parts(groups, names))
     console.print(_refusals(groups, names))
+    console.print(BESIDES)
 
 
 def grouped(cells: list[Cell]) -> dict[tuple[str, ...], list[Cell]]:
-    """The methods that take the same parts and refuse the others for the same reasons, with these cells."""
+    """The methods that take the same parts, with the cells of the first; one that takes none, and always for
+    the same reason, is apart.
+    """
     columns: dict[str, list[Cell]] = {}
     for cell in cells:
         columns.setdefault(cell.method, []).append(cell)
-    same: dict[tuple[tuple[str, str, bool], ...], list[str]] = {}
+    same: dict[tuple[str | bool | None, ...], list[str]] = {}
     for method, column in columns.items():
-        same.setdefault(tuple((c.field, c.part, c.refusal is None) for c in column), []).append(method)
+        reasons = {cell.refusal for cell in column}
+        why = reasons.pop() if len(reasons) == 1 else None
+        same.setdefault((why, *(cell.refusal is None for cell in column)), []).append(method)
     return {tuple(group): columns[group[0]] for group in same.values()}
 
 

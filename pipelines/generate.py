@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from discdiff.data.prompts import AnyPrompt, Blank, Prompts
@@ -23,8 +23,9 @@ from discdiff.noise import Noise
 from discdiff.samplers import AnySampler
 from discdiff.samplers.compatible import check, check_canvas, check_labels
 from discdiff.samplers.counting import draw
+from discdiff.samplers.guidance import ClassifierBased, Guided
 from discdiff.samplers.trace import Recorder, nobody
-from discdiff.training import Subject, load
+from discdiff.training import Subject, check_classifier, load
 from discdiff.training.checkpoint import open_commit
 from discdiff.types import Canvas, DiscdiffError, Value
 from pipelines import traces
@@ -72,6 +73,23 @@ class Generate(Drawing, frozen=True):
     """A checkpoint, and how to draw from it."""
 
     checkpoint: Checkpoint
+    classifier: Checkpoint | None = None
+    """The checkpoint of the classifier that classifier-based guidance asks."""
+
+    @model_validator(mode="after")
+    def _asks_its_classifier(self) -> "Generate":
+        asked = isinstance(getattr(self.sampler, "guidance", None), ClassifierBased)
+        if asked and self.classifier is None:
+            raise DiscdiffError(
+                "classifier_based guidance asks a classifier of noisy sequences and none was given: train "
+                "method classifier on stores that are classes and give its folder as classifier"
+            )
+        if self.classifier is not None and not asked:
+            raise DiscdiffError(
+                "a classifier was given and the sampler doesn't ask it: take the sampler reverse with "
+                "guidance.kind=classifier_based, or leave the classifier out"
+            )
+        return self
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, drawing: Drawing) -> "Generate":
@@ -113,8 +131,7 @@ class Shard:
 @stage(version=2, resumable=True)
 def generate(spec: Generate, work: Work) -> Samples:
     """Draw the shards that are not there yet."""
-    subject = open_commit(spec.checkpoint.uri)[1].subject
-    Drawn.of(spec, subject, kept_tokenizer(spec.checkpoint, subject.tokenizer))
+    Drawn.of(spec)
     there = set(Place(work.uri).names())
     missing = [shard for shard in spec.shards() if shard.name not in there]
     if missing:
@@ -149,23 +166,29 @@ def _draw(spec: Generate, work: Work, missing: list[Shard]) -> None:
 class Drawn:
     """What a specification means for a checkpoint: the sampler, and the canvas of any rows."""
 
+    tokenizer: Tokenizer
     method: AnyMethod
     sampler: AnySampler
     prompts: Prompts
     labels: Tensor | None
 
     @classmethod
-    def of(cls, spec: Generate, subject: Subject, tokenizer: Tokenizer) -> "Drawn":
+    def of(cls, spec: Generate) -> "Drawn":
         """Finds mistakes before any worker is started.
 
-        Raises DiscdiffError for a sampler, a prompt or labels that the checkpoint can't follow.
+        Raises DiscdiffError for a sampler, a prompt, labels or a classifier that the checkpoint can't follow.
         """
+        subject = _subject(spec.checkpoint)
+        tokenizer = kept_tokenizer(spec.checkpoint, subject.tokenizer)
         method, chosen = subject.method, spec.sampler
         sampler = chosen.of(method) if isinstance(chosen, Default) else chosen
         check(method, sampler)
-        check_labels(sampler, spec.labels, getattr(subject.backbone, "labels", 0))
+        guide = subject if spec.classifier is None else _subject(spec.classifier)
+        if spec.classifier is not None:
+            check_classifier(subject, guide)
+        check_labels(sampler, spec.labels, guide.backbone.labels)
         prompts = Prompts(spec.prompt, tokenizer, spec.length or subject.length)
-        drawn = cls(method, sampler, prompts, torch.tensor(spec.labels) if spec.labels else None)
+        drawn = cls(tokenizer, method, sampler, prompts, torch.tensor(spec.labels) if spec.labels else None)
         for row in range(min(len(prompts), spec.count)):
             check_canvas(method, sampler, drawn.canvas(row, row + 1))
         return drawn
@@ -179,16 +202,24 @@ class Drawn:
         return replace(blank, condition=replace(blank.condition, labels=labels))
 
 
+def _subject(checkpoint: Checkpoint) -> Subject:
+    return open_commit(checkpoint.uri)[1].subject
+
+
 class Generator:
-    """One actor: the checkpoint in memory, shards drawn on request."""
+    """One actor: the checkpoint in memory, with the classifier that leads it if there is one, shards drawn on
+    request.
+    """
 
     def __init__(self, spec: Generate, uri: str) -> None:
         self.spec = spec
         self.place = Place(uri)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.trained = load(spec.checkpoint.uri, device=self.device)
-        self.tokenizer = kept_tokenizer(spec.checkpoint, self.trained.tokenizer)
-        self.drawn = Drawn.of(spec, open_commit(spec.checkpoint.uri)[1].subject, self.tokenizer)
+        self.drawn = Drawn.of(spec)
+        self.tokenizer = self.drawn.tokenizer
+        self.network: Any = load(spec.checkpoint.uri, device=self.device).network
+        if spec.classifier is not None:
+            self.network = Guided(self.network, load(spec.classifier.uri, device=self.device).network)
 
     def draw(self, shard: Shard) -> int:
         """Draw a shard, put it in place whole, and say how many rows it has."""
@@ -205,7 +236,7 @@ class Generator:
         recorder = Recorder(rows=min(max(self.spec.traces - start, 0), stop - start))
         ids, calls = draw(
             self.drawn.method,
-            self.trained.network,
+            self.network,
             self.drawn.canvas(start, stop).to(self.device),
             self.drawn.sampler,
             Noise(self.spec.seed),

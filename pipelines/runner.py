@@ -9,12 +9,12 @@ import getpass
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, cast
 
 from discdiff.types import DiscdiffError, Value
 from pipelines.artifacts import Artifact
@@ -187,13 +187,23 @@ def _opened(stage: Stage[S, A], place: Place) -> A:
 def _inputs(spec: Value) -> dict[str, str]:
     """The artifacts that a specification names, by field, with their keys and where they lie."""
     tags: dict[str, str] = {}
-    for name in type(spec).model_fields:
-        value = getattr(spec, name)
-        for index, each in enumerate(value if isinstance(value, tuple) else (value,)):
-            if isinstance(each, Artifact):
-                label = f"input.{name}.{index}" if isinstance(value, tuple) else f"input.{name}"
-                tags |= {f"{label}.key": each.key, f"{label}.uri": each.uri}
+    for name, each in _artifacts(spec, "input"):
+        tags |= {f"{name}.key": each.key, f"{name}.uri": each.uri}
     return tags
+
+
+def _artifacts(value: object, name: str) -> Iterator[tuple[str, Artifact]]:
+    match value:
+        case Artifact():
+            yield name, value
+        case Value():
+            for field in type(value).model_fields:
+                yield from _artifacts(getattr(value, field), f"{name}.{field}")
+        case tuple():
+            for index, each in enumerate(cast(tuple[object, ...], value)):
+                yield from _artifacts(each, f"{name}.{index}")
+        case _:
+            pass
 
 
 def _record(stage: Stage[S, A], spec: S, made: Artifact, seconds: float) -> Record:

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from pydantic import TypeAdapter, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 
 from discdiff.data.folder import Folder
 from discdiff.data.loader import Loader
-from discdiff.data.mixture import Classes
+from discdiff.data.mixture import Classes, Mixture
 from discdiff.data.packing import AnyPacking, Wrap
 from discdiff.data.store import Store
-from discdiff.methods import AnyMethod, Method
+from discdiff.methods import AnyMethod, Discriminative, Method
 from discdiff.networks import AnyBackbone, Transformer
 from discdiff.training import (
     AnyParallel,
@@ -58,6 +58,13 @@ USE = (
 """What a checkpoint is meant for."""
 
 
+class Mixed(Value, frozen=True):
+    """Another store to train on: `weight` rows of it for each row of the first."""
+
+    tokens: Tokens
+    weight: float = Field(gt=0, allow_inf_nan=False)
+
+
 class Train(Value, frozen=True):
     """What is trained, on what and how. `parallel` alone does not count in the key: it changes rounding only.
 
@@ -76,11 +83,24 @@ class Train(Value, frozen=True):
     parallel: AnyParallel | None = None
     classes: tuple[Tokens, ...] = ()
     """More stores, of the same tokenizer: rows of `tokens` are of class 0 then, and of these of 1, 2, ..."""
+    mixed: tuple[Mixed, ...] = ()
+    """More stores, of the same tokenizer, that rows are read from in proportion to weights; that of `tokens`
+    is 1. Validation reads their validation splits in the same proportion.
+    """
 
     @model_validator(mode="after")
     def _one_method(self) -> "Train":
         if (self.method is None) == (self.trials is None):
             raise DiscdiffError("method and trials: give one of them, a method or a search for one")
+        return self
+
+    @model_validator(mode="after")
+    def _one_use_of_stores(self) -> "Train":
+        if self.classes and self.mixed:
+            raise DiscdiffError(
+                "classes and mixed: give one of them, since classes are read each as often as it has text "
+                "and a mixture has no labels"
+            )
         return self
 
     @property
@@ -94,11 +114,21 @@ class Train(Value, frozen=True):
             return TypeAdapter[AnyMethod](AnyMethod).validate_python(self.trials.best)
         return cast(AnyMethod, self.method)
 
+    @property
+    def stores(self) -> tuple[Tokens, ...]:
+        """All text that is trained on."""
+        return (self.tokens, *self.classes, *(each.tokens for each in self.mixed))
+
+    @property
+    def learns_labels(self) -> bool:
+        """Whether labels of rows are what is learned, not their text."""
+        return isinstance(cast(Method, self.chosen), Discriminative)
+
     def identity(self) -> dict[str, Any]:
         """All fields but `parallel`."""
         return {name: getattr(self, name) for name in type(self).model_fields if name != "parallel"}
 
-    def subject(self, store: Store | Classes) -> Subject:
+    def subject(self, store: Store | Mixture) -> Subject:
         """What checkpoints of this run say of themselves."""
         return Subject(
             method=self.chosen,
@@ -143,7 +173,7 @@ def _card(spec: Train, made: Checkpoint) -> dict[str, str]:
         "step": made.step,
         "parameters": made.parameters,
         "length": made.length,
-        "tokens": spec.tokens.key,
+        "tokens": ", ".join(store.key for store in spec.stores),
     }
     return {name: str(value) for name, value in facts.items()}
 
@@ -155,38 +185,40 @@ def prepare(spec: Train, workers: int, uri: str) -> None:
     that training can't start from.
     """
     spec.recipe.share(workers)
-    start = None if spec.start is None else open_commit(spec.start.uri)[1].subject
-    with Store.open(spec.tokens.uri, "train") as store:
-        spec.packing.count(store)
-        check_start(spec.subject(store), start)
-        Place(uri).write(TOKENIZER, store.tokenizer.to_json().encode())
-    with Store.open(spec.tokens.uri, "validation") as store:
-        spec.packing.count(store)
-    Place(uri).remove(DIVERGED)
     _check_classes(spec)
+    start = None if spec.start is None else open_commit(spec.start.uri)[1].subject
+    for split in ("validation", "train"):
+        with reading(spec, split) as source:
+            for store in source.stores if isinstance(source, Mixture) else (source,):
+                spec.packing.count(store)
+            check_start(spec.subject(source), start)
+            Place(uri).write(TOKENIZER, source.tokenizer.to_json().encode())
+    Place(uri).remove(DIVERGED)
 
 
 def _check_classes(spec: Train) -> None:
-    """Raises DiscdiffError for classes that the network would not know, or that can't be read together."""
-    known, given = getattr(spec.backbone, "labels", 0), 1 + len(spec.classes)
+    """Raises DiscdiffError for classes that the network would not know, or a classifier without any."""
+    known, given = spec.backbone.labels, 1 + len(spec.classes)
+    if spec.learns_labels and not spec.classes:
+        raise DiscdiffError(
+            f"{spec.chosen.kind} tells classes apart and text of one was given: "
+            "give the stores of the others as classes"
+        )
     if spec.classes and known != given:
         raise DiscdiffError(
             f"text of {given} classes was given and the backbone knows {known}: set backbone.labels={given}"
         )
-    for split in ("train", "validation"):
-        with reading(spec, split) as source:
-            for store in source.stores if isinstance(source, Classes) else ():
-                spec.packing.count(store)
 
 
 @contextmanager
-def reading(spec: Train, split: str) -> Generator[Store | Classes]:
-    """A split of the text that is trained on, with its classes if there are any."""
+def reading(spec: Train, split: str) -> Generator[Store | Mixture]:
+    """A split of the text that is trained on: a store, a mixture of several, or several that are classes."""
     with ExitStack() as stack:
-        stores = [
-            stack.enter_context(Store.open(tokens.uri, split)) for tokens in (spec.tokens, *spec.classes)
-        ]
-        yield Classes(stores) if spec.classes else stores[0]
+        stores = [stack.enter_context(Store.open(tokens.uri, split)) for tokens in spec.stores]
+        if spec.mixed:
+            yield Mixture(stores, [1.0, *(each.weight for each in spec.mixed)])
+        else:
+            yield Classes(stores) if spec.classes else stores[0]
 
 
 def raise_if_diverged(uri: str) -> None:
@@ -280,7 +312,8 @@ class Loop:
 
         if ray.train.get_context().get_world_rank() == 0:
             self.remote.log(metrics, step)
-            self.remote.progress(step, self.spec.recipe.steps, note(metrics))
+            of = "row" if self.spec.learns_labels else "token"
+            self.remote.progress(step, self.spec.recipe.steps, note(metrics, of))
 
 
 def fit_here(
@@ -313,7 +346,7 @@ def fit_here(
         )
 
 
-def note(metrics: dict[str, float]) -> str:
-    """The headline of a log entry, for a progress bar."""
-    name = "loss" if "loss" in metrics else next(iter(metrics))
-    return f"{name} {metrics[name]:.3f} nats/token"
+def note(metrics: dict[str, float], of: str) -> str:
+    """The headline of a log entry, for a progress bar: nats of a token, or of a row."""
+    name = "loss" if "loss" in metrics else next(iter(metrics), None)
+    return "" if name is None else f"{name} {metrics[name]:.3f} nats/{of}"

@@ -10,7 +10,7 @@ from discdiff.networks import Transformer
 from discdiff.networks.ema import Ema
 from discdiff.training import Checkpoints, Loss, Recipe, Subject, World
 from discdiff.training.optimizer import adamw
-from pipelines.artifacts import Checkpoint
+from pipelines.artifacts import Artifact, Checkpoint
 from pipelines.place import Place
 from pipelines.record import RECORD, Record
 
@@ -35,16 +35,12 @@ def untrained(folder: Path, method: AnyMethod, labels: int = 0) -> Checkpoint:
     Checkpoints(str(folder), subject, recipe).save(1, loss, adamw(loss, recipe), Ema(network, 0.9), world)
     (folder / "tokenizer.json").write_text(tokenizer.to_json())
     made = Checkpoint(key="train-x", uri=str(folder), method=method.kind, step=1, length=LENGTH, parameters=1)
-    record = Record(
-        stage="train",
-        version=1,
-        key=made.key,
-        label=method.kind,
-        spec={},
-        artifact=made.content(),
-        created="",
-        seconds=0,
-        versions={},
-    )
-    Place(str(folder)).create(RECORD, record.model_dump_json().encode())
+    record("train", made, method.kind)
     return Checkpoint.open(str(folder))
+
+
+def record(stage: str, made: Artifact, label: str = "") -> None:
+    """Make a folder an artifact's, as the runner does, so that it can be named by its path."""
+    fields = {"stage": stage, "version": 1, "key": made.key, "label": label, "spec": {}, "created": ""}
+    content = Record.model_validate({**fields, "artifact": made.content(), "seconds": 0, "versions": {}})
+    Place(made.uri).create(RECORD, content.model_dump_json().encode())

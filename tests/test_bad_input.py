@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from discdiff.data.characters import Characters
 from discdiff.data.files import Files
 from discdiff.data.specification import Tokenize
-from discdiff.methods import Mdlm
+from discdiff.methods import Classifier, Mdlm
+from discdiff.processes import Uniform
 from jobs import evaluate, experiment, generate, report, tokenize, train, tune
 from pipelines.artifacts import Tokens
 from pipelines.record import RECORD
@@ -137,6 +138,64 @@ def test_a_checkpoint_of_another_tokenizer(refused: Say, tokens: Tokens, tmp_pat
     checkpoint = untrained(tmp_path_factory.mktemp("train"), Mdlm())
     line = refused(evaluate.main, f"checkpoint={checkpoint.uri}", f"tokens={tokens.uri}")
     assert "was trained with" in line or "another tokenizer" in line
+
+
+GUIDED = ["sampler.kind=reverse", "sampler.guidance.kind=classifier_based"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([*GUIDED, "labels=[0]"], "asks a classifier of noisy sequences and none was given: train method"),
+        (["labels=[0]", "classifier=CLASSIFIER"], "a classifier was given and the sampler doesn't ask it"),
+        (
+            [*GUIDED, "labels=[0]", "classifier=MODEL"],
+            "the checkpoint of the classifier is of mdlm: give one",
+        ),
+        ([*GUIDED, "labels=[0]", "classifier=UNIFORM"], "the classifier was trained on uniform noise"),
+        ([*GUIDED, "classifier=CLASSIFIER"], "guidance needs a class for each row: give labels"),
+        (
+            [*GUIDED, "labels=[0, 2]", "classifier=CLASSIFIER"],
+            "labels are 0 to 1 for this network, not [0, 2]",
+        ),
+        (["checkpoint=CLASSIFIER"], "a classifier generates nothing by itself: draw from a diffusion"),
+    ],
+)
+def test_a_classifier_that_can_not_lead(
+    refused: Say, tmp_path_factory, arguments: list[str], message: str
+) -> None:
+    made = {
+        "MODEL": untrained(tmp_path_factory.mktemp("model"), Mdlm()),
+        "CLASSIFIER": untrained(tmp_path_factory.mktemp("classifier"), Classifier(), labels=2),
+        "UNIFORM": untrained(tmp_path_factory.mktemp("other"), Classifier(process=Uniform()), labels=2),
+    }
+    arguments = ["checkpoint=MODEL", *arguments]
+    for name, checkpoint in made.items():
+        arguments = [each.replace(f"={name}", f"={checkpoint.uri}") for each in arguments]
+    assert message in refused(generate.main, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["method.kind=classifier"], "classifier tells classes apart and text of one was given"),
+        (
+            ["method.kind=classifier", "classes=[TOKENS]"],
+            "text of 2 classes was given and the backbone knows 0: set backbone.labels=2",
+        ),
+        (["method.kind=classifier", "method.process.kind=hybrid"], "allowed are 'mask', 'uniform'"),
+        (["mixed=[{tokens=TOKENS, weight=0}]"], "mixed.0.weight = 0: input should be greater than 0"),
+        (["mixed=[{tokens=TOKENS}]"], "mixed.0.weight is missing"),
+        (["mixed=[{tokens=TOKENS, weight=1e-9}]"], "differ too much"),
+        (["mixed=[{tokens=TOKENS, weight=1}]", "classes=[TOKENS]"], "classes and mixed: give one of them"),
+    ],
+)
+def test_stores_that_can_not_be_read_together(
+    refused: Say, tokens: Tokens, arguments: list[str], message: str
+) -> None:
+    named = [each.replace("TOKENS", f'"{tokens.uri}"') for each in arguments]
+    method = [] if arguments[0].startswith("method") else ["method.kind=mdlm"]
+    assert message in refused(train.main, f"tokens={tokens.uri}", *method, *named)
 
 
 @pytest.mark.parametrize("root", ["/dev/null/runs", "nonsense://bucket/runs"])

@@ -13,15 +13,15 @@ from discdiff.data.characters import Characters
 from discdiff.data.files import Files
 from discdiff.data.packing import Wrap
 from discdiff.data.specification import Tokenize
-from discdiff.methods import Autoregressive, Mdlm, Udlm
+from discdiff.methods import Autoregressive, Classifier, Mdlm, Udlm
 from discdiff.networks import Transformer
-from discdiff.samplers import ClassifierFree, LeftToRight, Sampler
+from discdiff.samplers import ClassifierBased, ClassifierFree, LeftToRight, Sampler
 from discdiff.training import Recipe, Single
 from discdiff.training.checkpoint import open_commit
 from discdiff.types import DiscdiffError
 from pipelines.artifacts import Checkpoint, Tokens
 from pipelines.generate import Generate, Generator
-from pipelines.train import Train, fit_here, prepare
+from pipelines.train import Mixed, Train, fit_here, prepare
 
 LENGTH = 8
 TEXTS = ("abc", "cde")
@@ -33,10 +33,10 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokens, ...]:
     return tuple(made(tmp_path_factory.mktemp(letters), letters) for letters in TEXTS)
 
 
-def made(folder: Path, letters: str, alphabet: str = "abcde") -> Tokens:
-    choose = random.Random(letters)
-    lines = ["".join(choose.choices(letters, weights=[1, 2, 1], k=30)) for _ in range(300)]
-    (folder / "text.txt").write_text("\n".join(lines))
+def made(folder: Path, letters: str, alphabet: str = "abcde", lines: int = 300) -> Tokens:
+    choose, weights = random.Random(letters), [1, 2, 1][: len(letters)]
+    text = ["".join(choose.choices(letters, weights=weights, k=30)) for _ in range(lines)]
+    (folder / "text.txt").write_text("\n".join(text))
     corpus = Files(url=str(folder / "text.txt"), separator="\n")
     spec = Tokenize(corpus=corpus, tokenizer=Characters(alphabet=alphabet))
     manifest = build(spec, str(folder / "store"))
@@ -45,8 +45,8 @@ def made(folder: Path, letters: str, alphabet: str = "abcde") -> Tokens:
         uri=str(folder / "store"),
         fingerprint=manifest.fingerprint,
         vocab=manifest.vocab,
-        documents=300,
-        tokens=9000,
+        documents=lines,
+        tokens=30 * lines,
     )
 
 
@@ -117,3 +117,42 @@ def test_classes_that_can_t_be_are_refused_before_any_worker_starts(stores, tmp_
         prepare(spec_of(stores, Mdlm(), classes=(other,)), 1, str(tmp_path))
     with pytest.raises(DiscdiffError, match="length 100000 is longer"):
         prepare(spec_of(stores, Mdlm(), packing=Wrap(length=100_000)), 1, str(tmp_path))
+
+
+def trained(spec: Train, uri: Path) -> Checkpoint:
+    prepare(spec, 1, str(uri))
+    fit_here(spec, str(uri), lambda step, metrics: None, parallel=Single(), device="cpu")
+    kind = spec.chosen.kind
+    return Checkpoint(
+        key=f"train-{kind}", uri=str(uri), label=kind, method=kind, step=250, length=LENGTH, parameters=1
+    )
+
+
+@pytest.mark.parametrize("method", [Mdlm(), Udlm()], ids=lambda method: method.kind)
+def test_a_classifier_leads_a_network_that_knows_no_classes(stores, tmp_path, method):
+    """The network was trained on a mixture of both texts, without labels."""
+    mixed = (Mixed(tokens=stores[1], weight=1.0),)
+    model = trained(spec_of(stores, method, labels=0, classes=(), mixed=mixed), tmp_path / "model")
+    spec = spec_of(stores, Classifier(process=method.process))
+    gently = spec.recipe.model_copy(update={"learning_rate": 1e-3})
+    guide = trained(spec.model_copy(update={"recipe": gently}), tmp_path / "classifier")
+
+    def drawn(**given):
+        fields = {"checkpoint": model, "sampler": Sampler(steps=16), "count": 100, "length": LENGTH} | given
+        return letters_of(Generator(Generate(**fields), str(tmp_path / "out")), 100)
+
+    for guidance, other, own in (
+        (ClassifierBased(strength=1.5), 0.05, 0.6),
+        (ClassifierBased(strength=5.0, changes="first_order"), 0.25, 0.45),
+    ):
+        each = drawn(sampler=Sampler(steps=16, guidance=guidance), classifier=guide, labels=(0, 1))
+        assert each[::2, 1].mean() < other < own < each[::2, 0].mean()
+        assert each[1::2, 0].mean() < other < own < each[1::2, 1].mean()
+    assert drawn().mean(0).min() > 0.25
+
+
+def test_a_classifier_of_one_class_is_refused_before_any_worker_starts(stores, tmp_path):
+    with pytest.raises(
+        DiscdiffError, match="text of one was given: give the stores of the others as classes"
+    ):
+        prepare(spec_of(stores, Classifier(), classes=()), 1, str(tmp_path))

@@ -43,3 +43,25 @@ def test_the_job_prints_it_and_stops(tmp_path) -> None:
     assert result.exit_code == 0, result.output
     assert "Parts of a sampler, and prompts" in result.output
     assert not (tmp_path / "runs").exists()
+
+
+def test_what_draws_nothing_says_so_itself() -> None:
+    groups = grouped(matrix(methods()))
+    for group, word in ((("autoencoder",), "autoencoder"), (("classifier (mask)",), "classifier")):
+        (reason,) = {cell.refusal for cell in groups[group]}
+        assert f"{word} generates nothing by itself" in (reason or "")
+
+
+def test_classifier_based_guidance_is_granted_where_it_can_be_given_and_how_is_said() -> None:
+    granted = {
+        cell.method for cell in matrix(methods()) if cell.part == "classifier_based" and cell.refusal is None
+    }
+    assert {"mdlm (mask)", "udlm (uniform)", "sedd (mask)", "sedd (uniform)", "duo (uniform)"} <= granted
+    assert not {method for method in granted if "(mask)" not in method and "(uniform)" not in method}
+    assert not granted & {"block", "genmd4 (mask)", "classifier (mask)", "gidd (hybrid)"}
+    console = Console(file=io.StringIO(), width=80)
+    show(console)
+    text = " ".join(console.file.getvalue().split())  # pyright: ignore
+    assert (
+        "classifier_based guidance is given with classifier=..., the checkpoint of method classifier" in text
+    )

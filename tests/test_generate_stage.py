@@ -16,16 +16,14 @@ from checkpoint_problem import ALPHABET, LENGTH, untrained
 
 from discdiff.data.characters import Characters
 from discdiff.data.prompts import Hole, Prefix, Template
-from discdiff.data.tokenizers import Tokenizer
 from discdiff.methods import AnyMethod, Autoregressive, Block, DiscreteFlow, GenMd4, Mdlm, Udlm
 from discdiff.noise import Noise
 from discdiff.samplers import ClassifierFree, FirstHitting, LeftToRight, Sampler
-from discdiff.training import Subject, load
-from discdiff.training.checkpoint import open_commit
+from discdiff.training import load
 from discdiff.types import DiscdiffError, canvas
 from pipelines import traces
 from pipelines.artifacts import Checkpoint, Samples
-from pipelines.generate import SHARDS, Default, Drawn, Generate, Generator, generate, kept_tokenizer
+from pipelines.generate import SHARDS, Default, Drawn, Generate, Generator, generate
 from pipelines.place import Place
 from pipelines.placement import Placement
 from pipelines.record import RECORD
@@ -170,14 +168,9 @@ def test_prompts_labels_and_a_sampler_from_toml_for_any_batch_and_number_of_work
 def test_labels_matter_and_are_of_the_row(tmp_path: Path) -> None:
     checkpoint = untrained(tmp_path, Mdlm(), labels=3)
     given = Generate(checkpoint=checkpoint, labels=(2, 0), count=5)
-    shown = Drawn.of(given, *opened(checkpoint))
+    shown = Drawn.of(given)
     assert shown.canvas(0, 5).condition.labels.tolist() == [2, 0, 2, 0, 2]  # pyright: ignore
     assert shown.canvas(3, 5).condition.labels.tolist() == [0, 2]  # pyright: ignore
-
-
-def opened(checkpoint: Checkpoint) -> tuple[Subject, Tokenizer]:
-    subject = open_commit(checkpoint.uri)[1].subject
-    return subject, kept_tokenizer(checkpoint, subject.tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +207,7 @@ def test_a_label_that_the_network_does_not_know_is_refused(tmp_path: Path) -> No
     checkpoint = untrained(tmp_path, Udlm(), labels=3)
     for labels in ((3,), (0, 7)):
         with pytest.raises(DiscdiffError, match="labels are 0 to 2"):
-            Drawn.of(Generate(checkpoint=checkpoint, labels=labels), *opened(checkpoint))
+            Drawn.of(Generate(checkpoint=checkpoint, labels=labels))
 
 
 def test_shards_cover_all_rows_in_whole_batches(checkpoint: Checkpoint) -> None:

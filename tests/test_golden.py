@@ -4,15 +4,17 @@
 commit it.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from test_laws import METHODS_IN_TABLE
 
+from discdiff.methods import Discriminative
 from discdiff.networks import Transformer
 from discdiff.noise import Noise
-from discdiff.types import canvas
+from discdiff.types import Condition, canvas
 
 GOLDEN = Path(__file__).parent / "golden"
 STEPS, BATCH, LENGTH, VOCAB = 20, 8, 12, 7
@@ -24,13 +26,16 @@ def losses(method):
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)
     try:
-        net = method.network(Transformer(layers=2, width=32, heads=2), VOCAB)
+        classes = 3 if isinstance(method, Discriminative) else 0
+        net = method.network(Transformer(layers=2, width=32, heads=2, labels=classes), VOCAB)
         _break_ties(net)
         optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
         values = []
         for step in range(STEPS):
             rows = torch.arange(step * BATCH, (step + 1) * BATCH)
             x = canvas((rows[:, None] + torch.arange(LENGTH) % 3) % VOCAB, first_row=step * BATCH)
+            if classes:
+                x = replace(x, condition=Condition(labels=rows % classes))
             loss = method.loss(net, x, Noise(1)).sum() / (BATCH * LENGTH)
             optimizer.zero_grad()
             loss.backward()

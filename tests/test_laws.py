@@ -21,6 +21,7 @@ from discdiff.methods import (
     Autoencoder,
     Autoregressive,
     Block,
+    Classifier,
     D3pm,
     Diffusion,
     DiscreteFlow,
@@ -99,6 +100,7 @@ ENTRIES = [
     Entry(Embedding(), laws="tests/test_embedding.py"),
     Entry(Autoencoder(), laws="tests/test_latent.py"),
     Entry(Latent(), laws="tests/test_latent.py"),
+    Entry(Classifier(), laws="tests/test_classifier.py"),
 ]
 METHODS_IN_TABLE = [entry.method for entry in ENTRIES]
 METHODS = [entry.method for entry in ENTRIES if entry.laws == "tests/test_laws.py"]

@@ -10,22 +10,26 @@ import threading
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from discdiff.data.characters import Characters
 from discdiff.data.files import Files
 from discdiff.data.packing import Wrap
 from discdiff.data.specification import Tokenize
-from discdiff.methods import Md4, Mdlm
+from discdiff.methods import Classifier, Md4, Mdlm
 from discdiff.networks import Transformer
+from discdiff.samplers import ClassifierBased, Sampler
 from discdiff.training import Constant, Diverged, FullyShard, Recipe, load
 from discdiff.training.checkpoint import latest_step
 from discdiff.types import DiscdiffError
-from pipelines.artifacts import Tokens
+from pipelines.artifacts import Samples, Tokens
+from pipelines.generate import Generate, generate
 from pipelines.placement import Placement
 from pipelines.runner import Runner
 from pipelines.tokenize import tokenize
-from pipelines.train import Train, resources, train
+from pipelines.train import Mixed, Train, resources, train
 from pipelines.work import METRICS
 
 # Ray sets deprecated options of its own.
@@ -182,6 +186,64 @@ def test_a_killed_driver_leaves_no_trace(uninterrupted, tokens, tmp_path):
     assert found.key == uninterrupted.key
     one, other = weights(uninterrupted.uri), weights(found.uri)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def classes(cluster, tmp_path_factory) -> tuple[Tokens, ...]:
+    """Two stores whose texts share no letter."""
+    choose, found = random.Random(2), []
+    for letters in ("ab", "cd"):
+        folder = tmp_path_factory.mktemp(letters)
+        (folder / "text.txt").write_text(
+            "\n".join("".join(choose.choices(letters, k=30)) for _ in range(200))
+        )
+        corpus = Files(url=str(folder / "text.txt"), separator="\n")
+        with Runner(str(folder / "root")) as run:
+            found.append(run(tokenize, Tokenize(corpus=corpus, tokenizer=Characters(alphabet="abcd"))))
+    return tuple(found)
+
+
+def test_a_classifier_is_trained_and_leads_a_model_of_both_texts_to_a_class(classes, tmp_path):
+    """By the stages: a model of a mixture, a classifier of its noise, samples of one and the other class."""
+    first, second = classes
+    recipe = RECIPE.model_copy(update={"steps": 100, "ema": 0.95, "checkpoint_every": 50})
+    fields = {
+        "packing": Wrap(length=8),
+        "backbone": Transformer(layers=1, width=32, heads=2),
+        "recipe": recipe,
+    }
+    labelled = fields | {"backbone": Transformer(layers=1, width=32, heads=2, labels=2)}
+    with Runner(str(tmp_path), placement=Placement(workers=2)) as run:
+        model = run(train, specification(first, mixed=(Mixed(tokens=second, weight=1),), **fields))
+        guide = run(train, specification(first, classes=(second,), method=Classifier(), **labelled))
+        sampler = Sampler(steps=8, guidance=ClassifierBased(strength=1.5))
+        spec = Generate(
+            checkpoint=model, classifier=guide, sampler=sampler, labels=(0, 1), count=40, batch=10, traces=0
+        )
+        found = texts(run(generate, spec))
+        bare = Generate(checkpoint=model, sampler=Sampler(steps=8), count=40, batch=10, traces=0)
+        other = guide.model_copy(update={"key": "train-of-other-rows"})
+        assert generate.key(spec) != generate.key(spec.model_copy(update={"classifier": other}))
+        free = texts(run(generate, bare))
+    own = [share(text, ("ab", "cd")[row % 2]) for row, text in enumerate(found)]
+    assert sum(own) / len(own) > 0.9 > 0.7 > sum(share(text, "ab") for text in free) / len(free) > 0.3
+    logged = {name: value for each in metrics(guide.uri) for name, value in each["metrics"].items()}
+    assert guide.method == "classifier"
+    assert 0 < logged["cross_entropy"] < 0.4
+    assert logged["cross_entropy_t0.00-0.25"] < logged["cross_entropy"] < logged["cross_entropy_t0.75-1.00"]
+    assert logged["accuracy_t0.00-0.25"] > 0.9
+    assert latest_step(guide.uri) == 100
+
+
+def texts(samples: Samples) -> list[str]:
+    shards = sorted(Path(samples.uri).glob("samples-*.parquet"))
+    return [text for shard in shards for text in pq.read_table(shard)["text"].to_pylist()]
+
+
+def share(text: str, letters: str) -> float:
+    """The share of a text's letters that are of these."""
+    known = [letter for letter in text if letter in "abcd"]
+    return sum(letter in letters for letter in known) / len(known)
 
 
 def test_a_run_that_diverges_stops_with_the_step(tokens, tmp_path):

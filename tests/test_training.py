@@ -39,7 +39,7 @@ from discdiff.training.optimizer import adamw, clip
 from discdiff.training.validate import SEED_OFFSET, validate
 from discdiff.types import Canvas, DiscdiffError
 
-TIMED = {"tokens_per_second", "seconds_per_step", "peak_memory", "data_wait"}
+TIMED = {"tokens_per_second", "seconds_per_step", "peak_memory", "data_wait", "data_wait_per_step"}
 
 
 class Stop(Exception):  # noqa: N818
@@ -105,14 +105,22 @@ class Slow(Table):
             yield canvas
 
 
-def test_the_share_of_time_that_steps_wait_for_data_is_logged() -> None:
-    waits: list[float] = []
-    recipe = RECIPE.model_copy(update={"steps": 3, "validate_every": 99, "checkpoint_every": 99})
+def test_how_long_steps_wait_for_data_is_logged() -> None:
+    """As a share of the time, and in seconds a step, whatever the number of steps that a log is of."""
+    logs: list[dict[str, float]] = []
+    recipe = RECIPE.model_copy(
+        update={"steps": 6, "log_every": 2, "validate_every": 99, "checkpoint_every": 99}
+    )
     for rows in (Slow(), Table()):
-        log = lambda step, metrics: waits.append(metrics["data_wait"])  # noqa: E731
+        log = lambda step, metrics: logs.append(metrics)  # noqa: E731
         fit(SUBJECT.method, network(double=False), rows, recipe, log=log)
-    slow, fast = waits[:3], waits[3:]
+    slow, fast = ([each["data_wait"] for each in part] for part in (logs[:3], logs[3:]))
     assert 0 < max(fast) < min(slow) <= 1
+    assert all(0.1 <= each["data_wait_per_step"] <= each["seconds_per_step"] for each in logs[:3])
+    assert all(each["data_wait_per_step"] < 0.1 for each in logs[3:])
+    for each in logs:
+        share = each["data_wait_per_step"] / each["seconds_per_step"]
+        assert share == pytest.approx(each["data_wait"], rel=1e-9)
 
 
 @pytest.mark.parametrize("stop", [5, 7, 9])

@@ -1,11 +1,13 @@
 """A small training run that tests train again and again: rows of unequal length, a tiny network."""
 
+from dataclasses import replace
+
 import torch
 
 from discdiff.methods import Mdlm
 from discdiff.networks import Transformer
 from discdiff.training import Recipe, Subject
-from discdiff.types import Canvas
+from discdiff.types import Canvas, Condition
 
 LENGTH = 8
 VOCAB = 5
@@ -49,6 +51,14 @@ class Table:
         while True:
             yield self.read(start, count)
             start += stride
+
+
+class Labelled(Table):
+    """The same rows, of three classes, some of none."""
+
+    def read(self, start: int, count: int) -> Canvas:
+        canvas = super().read(start, count)
+        return replace(canvas, condition=Condition(labels=canvas.tokens[:, 0] % 4 - 1))
 
 
 def network(double: bool = True) -> torch.nn.Module:

@@ -6,9 +6,9 @@ from typing import get_args
 
 import torch
 import torch.distributed as dist
-from training_problem import RECIPE, SUBJECT, VOCAB, Table, network, weights
+from training_problem import RECIPE, SUBJECT, VOCAB, Labelled, Table, network, weights
 
-from discdiff.methods import AnyMethod, Duo, DuoDistilled, Follows, Method
+from discdiff.methods import AnyMethod, Discriminative, Duo, DuoDistilled, Follows, Method
 from discdiff.training import Checkpoints, DataParallel, FullyShard, fit, start_from
 
 MICRO = RECIPE.model_copy(update={"microbatch": 2})
@@ -58,10 +58,11 @@ def families(parallel) -> dict[str, dict[str, torch.Tensor]]:
     found = {}
     for method in methods():
         torch.manual_seed(0)
-        net = method.network(SUBJECT.backbone, VOCAB)
+        rows, labels = (Labelled, 3) if isinstance(method, Discriminative) else (Table, 0)
+        net = method.network(SUBJECT.backbone.model_copy(update={"labels": labels}), VOCAB)
         if isinstance(method, Follows):
             start_from(method, net, trained_before(method.first))
-        fit(method, net, Table(), recipe, validation=Table(seed=2), parallel=parallel)
+        fit(method, net, rows(), recipe, validation=rows(seed=2), parallel=parallel)
         found[method.kind] = weights(net)
     return found
 

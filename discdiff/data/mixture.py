@@ -11,6 +11,7 @@ import numpy as np
 from discdiff.data.manifest import Manifest
 from discdiff.data.order import derive, mix, permute
 from discdiff.data.store import Store
+from discdiff.data.tokenizers import Tokenizer
 from discdiff.types import DiscdiffError
 
 PERIOD = 65_536
@@ -36,6 +37,21 @@ class Mixture:
         """Rows of each store in 65,536."""
         self._ends = np.cumsum(self.shares)
 
+    @property
+    def vocab(self) -> int:
+        """V, the same for all."""
+        return self.stores[0].vocab
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """That of all."""
+        return self.stores[0].tokenizer
+
+    @property
+    def manifest(self) -> Manifest:
+        """That of the first store; the tokenizer that it names is that of all."""
+        return self.stores[0].manifest
+
     def assign(self, positions: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Which store each position falls to, and how many rows it gave before: `[n] -> [n], [n]`."""
         period, slot = np.divmod(positions.astype(np.uint64), np.uint64(PERIOD))
@@ -51,16 +67,6 @@ class Classes(Mixture):
 
     def __init__(self, stores: Sequence[Store]):
         super().__init__(stores, [store.tokens for store in stores])
-
-    @property
-    def vocab(self) -> int:
-        """V, the same for all."""
-        return self.stores[0].vocab
-
-    @property
-    def manifest(self) -> Manifest:
-        """That of class 0; the tokenizer is that of all."""
-        return self.stores[0].manifest
 
 
 def _round(weights: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from discdiff.methods.argmax_flow import ArgmaxFlow
 from discdiff.methods.autoencoder import Autoencoder
 from discdiff.methods.autoregressive import Autoregressive
 from discdiff.methods.block import Block
+from discdiff.methods.classifier import Classifier
 from discdiff.methods.d3pm import D3pm
 from discdiff.methods.diffusion import Diffusion
 from discdiff.methods.discrete_flow import DiscreteFlow
@@ -40,9 +41,11 @@ __all__ = [
     "Autoencoder",
     "Autoregressive",
     "Block",
+    "Classifier",
     "D3pm",
     "Diffusion",
     "DiscreteFlow",
+    "Discriminative",
     "Duo",
     "DuoDistilled",
     "Embedding",
@@ -81,6 +84,18 @@ class Scored(Method, Protocol):
     """A family with an upper bound on -log p; `bound` is an unbiased estimate of it, never a surrogate."""
 
     def bound(self, net: Network, canvas: Canvas, noise: Noise) -> Tensor: ...
+
+
+@runtime_checkable
+class Discriminative(Method, Protocol):
+    """A family that learns the labels of rows, not their text: labels are never hidden from it.
+
+    `units` is what a row's loss is out of, in place of its free positions. `measures` is what validation
+    reports, in place of a bound: for each name a sum per row, and what that is out of.
+    """
+
+    def units(self, canvas: Canvas) -> Tensor: ...
+    def measures(self, net: Any, canvas: Canvas, noise: Noise) -> dict[str, tuple[Tensor, Tensor]]: ...
 
 
 @runtime_checkable
@@ -125,7 +140,8 @@ AnyMethod = Annotated[
     | ArgmaxFlow
     | Embedding
     | Autoencoder
-    | Latent,
+    | Latent
+    | Classifier,
     Field(discriminator="kind"),
 ]
 Block.model_rebuild(_types_namespace={"AnyMethod": AnyMethod})

@@ -8,7 +8,7 @@ from discdiff.samplers import left_to_right
 from discdiff.samplers.allowed import check_allowed
 from discdiff.samplers.blocks import Blocks, check_order
 from discdiff.samplers.gaussian import GaussianSampler
-from discdiff.samplers.guidance import labels_of
+from discdiff.samplers.guidance import ClassifierBased, labels_of
 from discdiff.samplers.inverse import Inverse
 from discdiff.samplers.left_to_right import LeftToRight
 from discdiff.samplers.sampler import Sampler
@@ -24,6 +24,7 @@ def check(method: Any, sampler: Any) -> None:
             + (" and put other samplers inside it" if isinstance(own, Blocks) else "")
             + ", or the method's default_sampler"
         )
+    _check_whole(sampler)
     if isinstance(sampler, Sampler | GaussianSampler):
         sampler.check(method)
     elif isinstance(sampler, Blocks):
@@ -50,7 +51,10 @@ def check_canvas(method: Any, sampler: Any, canvas: Canvas) -> None:
 
 
 def check_labels(sampler: Any, labels: Sequence[int], classes: int) -> None:
-    """Raises DiscdiffError for labels that a network of so many classes doesn't know, or guidance without."""
+    """Raises DiscdiffError for labels that a network of so many classes doesn't know, or guidance without.
+
+    The network is the classifier where guidance asks one.
+    """
     guidance = getattr(getattr(sampler, "inside", sampler), "guidance", None)
     if labels and not classes:
         raise DiscdiffError("labels were given and the network was trained without: leave them out")
@@ -77,3 +81,13 @@ def _check_inverse(method: Any, own: Inverse, sampler: Inverse) -> None:
         )
     if sampler.base is not None:
         check(method.base, sampler.base)
+
+
+def _check_whole(sampler: Any) -> None:
+    """A classifier reads the text itself, and all of it."""
+    inner = getattr(sampler, "inside", getattr(sampler, "base", None))
+    if isinstance(getattr(inner, "guidance", None), ClassifierBased):
+        raise DiscdiffError(
+            f"a classifier reads whole texts and the sampler {sampler.kind} shows none before it is done: "
+            f"leave classifier_based guidance out of the sampler inside {sampler.kind}"
+        )

@@ -12,7 +12,8 @@ stays that of the schedule. Strength 0 is unguided, 1 the class's own law.
 `ClassifierBased` asks a classifier of noisy sequences, p(label | x_t), how much likelier the label becomes if
 a token of x_t changes, and weighs each change by that ratio to the power of the strength: with strength 1,
 the true classifier and small steps the law is that of the class. With mask noise the change is the token that
-a mask gives way to, and the rate of unmasking stays that of the schedule.
+a mask gives way to, and the rate of unmasking stays that of the schedule. `discdiff.methods.Classifier` is
+such a classifier, trained as every family is.
 """
 
 from dataclasses import replace
@@ -55,10 +56,12 @@ class ClassifierFree(Value, frozen=True):
 
 
 class ClassifierBased(Value, frozen=True):
-    """One evaluation of the network a step, and the classifier's.
+    """One evaluation of the network a step, and the classifier's, which is not counted among evaluations.
 
-    The classifier is asked of every change of every token (`changes="all"`, K times as many sequences as
-    tokens that may change), or once, for a first-order expansion in the one-hot tokens.
+    The network is asked without the label. The classifier is asked of every change of every token
+    (`changes="all"`, K times as many sequences as tokens that may change), or once, for a first-order
+    expansion in the one-hot tokens. A network that has learned to pass over masks is nearly flat there, so
+    with mask noise the expansion leads less than with uniform noise.
     """
 
     kind: Literal["classifier_based"] = "classifier_based"
@@ -74,6 +77,18 @@ class Classifier(Protocol):
     """log p(label | x_t) up to a constant: `(x [B, L] or its one-hot [B, L, K], t [B, 1]) -> [B, C]`."""
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class Embedded(Classifier, Protocol):
+    """A classifier that states its gradient for the embeddings of tokens: fewer numbers than for one-hots.
+
+    `table` `[K, D]` has the embeddings; `slope` is the gradient of log p(label | x_t). `[B, L] -> [B, L, D]`
+    """
+
+    @property
+    def table(self) -> Tensor: ...
+    def slope(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor: ...
 
 
 class Guided(nn.Module):
@@ -150,6 +165,9 @@ def _expanded(
     states: int,
     microbatch: int | None,
 ) -> Tensor:
+    if isinstance(classifier, Embedded):
+        return fixed(classifier.slope, microbatch, x, t, labels)[where] @ classifier.table.detach().T
+
     def slope(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         with torch.enable_grad():
             tokens = F.one_hot(x, states).to(torch.get_default_dtype()).requires_grad_()

@@ -2,6 +2,7 @@
 
 from discdiff.training.checkpoint import Checkpoints, Subject
 from discdiff.training.fit import fit
+from discdiff.training.guided import check_classifier
 from discdiff.training.loss import Loss, Rows
 from discdiff.training.meter import Diverged
 from discdiff.training.parallel import AnyParallel, DataParallel, FullyShard, Single, World
@@ -25,6 +26,7 @@ __all__ = [
     "Subject",
     "Trained",
     "World",
+    "check_classifier",
     "check_start",
     "fit",
     "load",

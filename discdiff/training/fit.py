@@ -1,8 +1,9 @@
 """The training loop: one function, the same on a laptop, under torchrun and inside a Ray worker.
 
-A step's loss is the sum of nats over all free tokens of the global batch, divided by their number: neither
-the number of workers nor the size of a micro-batch enters it. Rows and noise are functions of the step and
-the row, so an interrupted run that is resumed goes on as if it had never stopped.
+A step's loss is the sum of nats over all free tokens of the global batch, divided by their number (of rows
+with a label, where labels are what is learned): neither the number of workers nor the size of a micro-batch
+enters it. Rows and noise are functions of the step and the row, so an interrupted run that is resumed goes on
+as if it had never stopped.
 """
 
 import time
@@ -109,8 +110,8 @@ class _Run:
         """One optimizer step."""
         # Dropout alone draws from torch's generator: its state is made of the step, so none has to be saved.
         torch.manual_seed((self.recipe.seed << 40 ^ step << 12 ^ self.world.rank) % 2**63)
-        tokens = canvas.free.sum()
-        everywhere = self.world.sum(tokens.double()).clamp(min=1)
+        units = self.loss.units(canvas).sum()
+        everywhere = self.world.sum(units.double()).clamp(min=1)
         count = canvas.shape[0]
         nats = torch.zeros((), dtype=torch.float64, device=self.world.device)
         noise = Noise(self.recipe.seed)
@@ -126,7 +127,7 @@ class _Run:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update()
-        self.meter.add(step, nats, tokens, norm)
+        self.meter.add(step, nats, units, canvas.free.sum(), norm)
 
     def look(self, done: int, validation: Rows | None, checkpoints: Checkpoints | None, log: Log) -> None:
         """Log, validate and save where that is due after `done` steps."""

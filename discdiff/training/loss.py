@@ -5,7 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from discdiff.methods import Method, Scored
+from discdiff.methods import Discriminative, Method, Scored
 from discdiff.noise import Noise
 from discdiff.training.labels import drop_labels
 from discdiff.types import Canvas
@@ -35,10 +35,11 @@ class Rows(Protocol):
 
 
 class Loss(nn.Module):
-    """A method's loss on a network: `(canvas, noise) -> [B]` nats, summed over a row's free positions.
+    """A method's loss on a network: `(canvas, noise) -> [B]` nats, a sum over a row's free positions or what
+    else its `units` are.
 
     Validation may `measure` by another method that reads the same network; by default it is the same. Labels
-    are dropped in training alone.
+    are dropped in training alone, and never where they are what is learned.
     """
 
     def __init__(
@@ -62,15 +63,23 @@ class Loss(nn.Module):
         return self.network
 
     def forward(self, canvas: Canvas, noise: Noise) -> Float[Tensor, "B"]:
-        return self.stage.loss(self._net, drop_labels(canvas, noise, self.label_dropout), noise)
+        if not isinstance(self.method, Discriminative):
+            canvas = drop_labels(canvas, noise, self.label_dropout)
+        return self.stage.loss(self._net, canvas, noise)
 
-    def bound(self, canvas: Canvas, noise: Noise) -> Float[Tensor, "B"]:
-        """What validation measures: the bound of `measure`, or its loss where it has none."""
+    def units(self, canvas: Canvas) -> Tensor:
+        """What each row's loss is out of: its free positions, or what the method counts. `-> [B]`"""
+        if isinstance(self.method, Discriminative):
+            return self.method.units(canvas)
+        return canvas.free.sum(1)
+
+    def measures(self, canvas: Canvas, noise: Noise) -> dict[str, tuple[Tensor, Tensor]]:
+        """What validation reports, by name: a sum for each row, and what it is out of. `-> [B], [B]`
+
+        The bound of `measure`, its loss where it has none, or what else it says of itself.
+        """
+        if isinstance(self.measure, Discriminative):
+            return self.measure.measures(self._net, canvas, noise)
         if isinstance(self.measure, Scored):
-            return self.measure.bound(self._net, canvas, noise)
-        return self.measure.loss(self._net, canvas, noise)
-
-    @property
-    def measured(self) -> str:
-        """The name of what `bound` returns."""
-        return "bound" if isinstance(self.measure, Scored) else "validation_loss"
+            return {"bound": (self.measure.bound(self._net, canvas, noise), canvas.free.sum(1))}
+        return {"validation_loss": (self.measure.loss(self._net, canvas, noise), canvas.free.sum(1))}

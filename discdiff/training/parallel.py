@@ -103,7 +103,7 @@ class FullyShard(Value, frozen=True):
         # The root too gives its weights back after a forward: averaged weights that validation gathered
         # must not stay.
         fully_shard(loss, mesh=mesh, reshard_after_forward=True)
-        register_fsdp_forward_method(loss, "bound")
+        register_fsdp_forward_method(loss, "measures")
         return loss
 
     def accumulate(self, module: nn.Module, last: bool) -> AbstractContextManager[None]:
