@@ -13,7 +13,7 @@ and its sampler's law tends to the data. Cost grows as K^L: V = 3 and L = 3 take
 import math
 from collections.abc import Callable
 from itertools import combinations, pairwise
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float64, Int64
@@ -25,7 +25,7 @@ from discdiff.networks.encoders import AnyRounding, EmbeddingNetwork, OneHotVect
 from discdiff.noise import Noise, Stream
 from discdiff.parameterizations import Parameterization
 from discdiff.predictions import AnyPrediction
-from discdiff.processes import Interpolating, Process
+from discdiff.processes import Interpolating, Mask, Process
 from discdiff.processes.gaussian import VariancePreserving
 from discdiff.samplers import AnyOrder, FirstHitting, Gibbs, Random, Sampler
 from discdiff.samplers.correctors import After
@@ -366,10 +366,8 @@ def exact_law(
         return _in_order(Random(), predictor, p, [torch.tensor(length - k) for k in range(1, length + 1)])
     if sampler.order is not None:
         start = given.free.sum()
-        assert predictor.mask is not None
-        return _in_order(
-            sampler.order, predictor, p, plan(predictor.mask, sampler.order, start, sampler.times())
-        )
+        process = cast(Mask, predictor.mask)
+        return _in_order(sampler.order, predictor, p, plan(process, sampler.order, start, sampler.times()))
     step = sampler.step(predictor)
     for t, s in pairwise(sampler.times()):
         p = exact_step(step, p, s, t)
@@ -396,9 +394,9 @@ def exact_sweep(
     if isinstance(corrector, Gibbs):
         return _exact_gibbs(corrector, predictor, p, s)
     up = s + corrector.length * (t - s)
-    assert isinstance(predictor.process, Interpolating)
-    vocab, count = predictor.vocab, predictor.process.states(predictor.vocab)
-    keep, uniform = kept(predictor.process, vocab, s, up, states.device)
+    process = cast(Interpolating, predictor.process)
+    vocab, count = predictor.vocab, process.states(predictor.vocab)
+    keep, uniform = kept(process, vocab, s, up, states.device)
     forward = torch.eye(count, dtype=torch.float64) * keep
     forward[:, :vocab] += uniform
     forward[:, vocab:] += 1 - keep - vocab * uniform
@@ -433,8 +431,7 @@ def _in_order(
     """Follow an order through its choices; all choices of the random one are alike. `plan` says how many
     tokens each step leaves masked.
     """
-    process, states = predictor.mask, predictor.canvas.tokens
-    assert process is not None
+    process, states = cast(Mask, predictor.mask), predictor.canvas.tokens
     for left in plan:
         still = masked(predictor, states) & (p > 0)[:, None]
         count = still.sum(-1) - left

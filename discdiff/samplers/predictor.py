@@ -222,11 +222,11 @@ class Predictor:
 
     def log_ratios(self, where: Where) -> Float[Tensor, "N K"]:
         """What the classifier adds to the log-probability of each change of a token. `-> [N, K]`"""
-        assert isinstance(self.guidance, ClassifierBased)
+        guidance = cast(ClassifierBased, self.guidance)
         classifier = cast(Classifier, getattr(self.net, "classifier"))  # noqa: B009
         states = self.process.states(self.vocab)
         now = (self.canvas, self.x, self.t)
-        return log_ratios(self.guidance, classifier, *now, where, states, self.microbatch)
+        return log_ratios(guidance, classifier, *now, where, states, self.microbatch)
 
     def tilt(self, where: Where, part: slice, log_law: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
         """The law of a step as a classifier weighs it; unless noise masks, when tokens are weighed
