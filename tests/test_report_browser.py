@@ -160,7 +160,7 @@ def test_text_stands_out_from_its_ground(tab, scheme):
             return (Math.max(l, ground) + .05) / (Math.min(l, ground) + .05); };
           return [...document.querySelectorAll('p, td, th, dt, dd, figcaption, .notes li')]
             .map(e => ratio(getComputedStyle(e).color)).concat(
-            [...document.querySelectorAll('svg .name')].map(e => ratio(getComputedStyle(e).fill)));
+            [...document.querySelectorAll('svg text')].map(e => ratio(getComputedStyle(e).fill)));
         }"""
     )
     assert min(contrasts) >= 4.5  # WCAG 2 AA for text
