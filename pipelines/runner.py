@@ -19,7 +19,7 @@ from typing import ParamSpec, TypeVar
 from discdiff.types import DiscdiffError, Value
 from pipelines.artifacts import Artifact
 from pipelines.failure import StageError, cause
-from pipelines.key import fields, flatten
+from pipelines.key import Json, fields, flatten
 from pipelines.lease import Lease
 from pipelines.place import Place
 from pipelines.placement import Cluster, Placement
@@ -132,7 +132,7 @@ class Runner:
 
     def _run(self, stage: Stage[S, A], spec: S, place: Place, directory: Path) -> A:
         title, start = stage.title(spec), time.monotonic()
-        key, parameters = stage.key(spec), flatten(fields(spec))
+        key, parameters = stage.key(spec), flatten(fields(spec)) | _facts(spec)
         self.screen.say("running", title, key)
         with self.tracking.run(title, parameters) as tracker, self.screen.bar(title) as bar:
             work = Work(key, place.uri, directory, title, self._cluster, tracker, bar, self._post)
@@ -194,6 +194,20 @@ def _inputs(spec: Value) -> dict[str, str]:
                 label = f"input.{name}.{index}" if isinstance(value, tuple) else f"input.{name}"
                 tags |= {f"{label}.key": each.key, f"{label}.uri": each.uri}
     return tags
+
+
+def _facts(spec: Value) -> dict[str, Json]:
+    """What is known of the artifacts that a specification names, such as `checkpoint.method`: nobody tells
+    runs apart by keys alone.
+    """
+    named = {name: getattr(spec, name) for name in type(spec).model_fields}
+    return {
+        f"{name}.{fact}": value
+        for name, each in named.items()
+        if isinstance(each, Artifact)
+        for fact, value in each.content().items()
+        if isinstance(value, str | int) and fact != "kind"
+    }
 
 
 def _record(stage: Stage[S, A], spec: S, made: Artifact, seconds: float) -> Record:
