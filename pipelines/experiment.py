@@ -123,8 +123,8 @@ class Experiment(Value, frozen=True):
 
     @model_validator(mode="after")
     def _can_be_scored(self) -> "Experiment":
-        candidates: tuple[AnyMethod, ...] = self.search.candidates if self.search is not None else ()
-        self.measuring.check((*self.methods, *candidates[:1]))
+        candidates = list(self.search.candidates) if self.search is not None else []
+        self.measuring.check([*self.methods, *candidates[:1]])
         for other in candidates[1:]:
             self.measuring.estimator_of(candidates[0].kind).check(other)
         if self.control is not None:
