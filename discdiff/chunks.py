@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 _CHUNK = 2**24
 """Logits held at once when there are too many for one piece."""
-_CACHED = 2**20
+_CACHED = 2**21
 """The same on a CPU where no gradient is wanted: they stay in its cache and cost no page faults."""
 _NEAR = 2**18
 """Logits that a CPU reads at once where they are there already: with what is made of them they fit the cache

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from discdiff.parameterizations import LeaveOneOut, Posterior
 from discdiff.processes import Interpolating, Uniform
+from discdiff.processes.interpolating import Levels
 from discdiff.sums import with_softened
 
 _FAR = 1e12
@@ -33,7 +34,10 @@ def log_kappa(process: Interpolating, t: Float64[Tensor, "*n"], vocab: int) -> F
     """log(alpha / u), infinite where there is no uniform noise, -infinite where there is no data. `[...] ->
     [...]`
     """
-    level = process.levels(t, vocab)
+    return _log_odds(process.levels(t, vocab))
+
+
+def _log_odds(level: Levels) -> Tensor:
     return torch.where(level.alpha > 0, level.alpha.log() - level.uniform.log(), -torch.inf)
 
 
@@ -42,6 +46,8 @@ class Stand:
     """What a law w says of x_0 and x_t, and of all other tokens together; float64, shaped as the tokens."""
 
     vocab: int
+    level: Levels
+    """Of the noise, at the time of kappa."""
     log_w0: Tensor
     log_wt: Tensor
     softened: Tensor
@@ -63,14 +69,15 @@ class Stand:
         """Read raw outputs at t, with kappa that of time s. `[..., V] -> [...]`"""
         vocab = raw.shape[-1]
         tilt = reading.tilt(process, x_t, t, vocab)
-        log_odds = log_kappa(process, s, vocab)
+        level = process.levels(s, vocab)
+        log_odds = _log_odds(level)
         sums = with_softened(raw, x0, x_t, tilt, log_odds)
         at_0, at_t, around, softened = (x.double() for x in sums)
         same, masked = x_t == x0, x_t == vocab
         log_norm = torch.logaddexp(around, at_t + tilt)
         log_wt = at_t + tilt - log_norm
         log_w0 = torch.where(same, log_wt, at_0 - log_norm)
-        return Stand(vocab, log_w0, log_wt, softened, log_odds, same, masked)
+        return Stand(vocab, level, log_w0, log_wt, softened, log_odds, same, masked)
 
     @property
     def gap_0(self) -> Tensor:
@@ -109,24 +116,20 @@ def _log1p_exp(z: Tensor) -> Tensor:
     return torch.logaddexp(z.clamp(-_FAR, _FAR), torch.zeros_like(z))
 
 
-def marginal_divergence(
-    process: Interpolating, stand: Stand, t: Float64[Tensor, "*n"]
-) -> Float64[Tensor, "*n"]:
-    """KL of the marginals and IS at x_t, in nats at each position. `[...] -> [...]`"""
-    level = process.levels(t, stand.vocab)
+def marginal_divergence(stand: Stand) -> Float64[Tensor, "*n"]:
+    """KL of the marginals and IS at x_t, in nats at each position. `-> [...]`"""
+    level = stand.level
     others = stand.softened + stand.lift_t - stand.lift_0
     kl = (level.alpha + level.uniform) * stand.gap_0 - level.uniform * others
     ratio = stand.log_ratio(stand.log_kappa)
     return kl + torch.expm1(ratio) - ratio
 
 
-def rate_weight(
-    process: Interpolating, x0: Int64[Tensor, "*n"], x_t: Int64[Tensor, "*n"], t: Tensor, vocab: int
-) -> Float64[Tensor, "*n"]:
-    """R / q_t(x_t | x_0), by which a divergence of marginals is one of rates. `[...] -> [...]`"""
-    level = process.levels(t, vocab)
-    here = torch.where(x_t == vocab, level.mask, level.uniform + (x_t == x0) * level.alpha)
-    return process.rate(x_t, t, vocab)[..., 0] / here
+def rate_weight(stand: Stand) -> Float64[Tensor, "*n"]:
+    """R / q_t(x_t | x_0), by which a divergence of marginals is one of rates. `-> [...]`"""
+    level = stand.level
+    here = torch.where(stand.masked, level.mask, level.uniform + stand.same * level.alpha)
+    return torch.where(stand.masked, level.rate_into_mask(), level.rate_into_token()) / here
 
 
 def rate_divergence(
@@ -139,8 +142,7 @@ def rate_divergence(
 ) -> Float[Tensor, "*n"]:
     """Nats per unit time at each position. `[..., V] -> [...]`"""
     stand = Stand.of(process, reading, raw, x0, x_t, t, t)
-    weight = rate_weight(process, x0, x_t, t, stand.vocab)
-    return (weight * marginal_divergence(process, stand, t)).to(raw)
+    return (rate_weight(stand) * marginal_divergence(stand)).to(raw)
 
 
 def uniform_divergence(
@@ -173,10 +175,10 @@ def uniform_divergence(
 
 
 def bridge_divergence(
-    process: Interpolating, stand: Stand, s: Float64[Tensor, "*n"], t: Float64[Tensor, "*n"]
+    process: Interpolating, stand: Stand, t: Float64[Tensor, "*n"]
 ) -> Float64[Tensor, "*n"]:
     """KL(q(x_s | x_t, x_0) || p(x_s | x_t)), from a `Stand` at the kappa of s. `[...] -> [...]`"""
-    now, before = process.levels(t, stand.vocab), process.levels(s, stand.vocab)
+    now, before = process.levels(t, stand.vocab), stand.level
     keep = now.alpha / before.alpha
     uniform = (now.uniform - keep * before.uniform).clamp_min(0)
     mask = (now.mask - keep * before.mask).clamp_min(0)
@@ -187,7 +189,7 @@ def bridge_divergence(
     at_other = before.uniform * floor
     others = stand.softened - torch.where(stand.same, 0, stand.lift_0)
     cross = at_0 * stand.gap_0 - _times(at_t, stand.lift_t) - _times(at_other, others)
-    return cross / here - stand.log_ratio(log_kappa(process, t, stand.vocab))
+    return cross / here - stand.log_ratio(_log_odds(now))
 
 
 def _times(share: Tensor, nats: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ With `x_0` and `x_t` two entries of a row and "around" all entries but `x_t` (al
 Taking x_t apart keeps what is left of a law that is almost sure of it: no difference of near numbers occurs.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,8 @@ from torch.autograd.function import once_differentiable
 _NEVER = -1e30
 _MOST = 1e30
 """kappa is cut here, where what it weighs has long been nothing."""
+_CACHED = 2**18
+"""Entries that are worked on at once on a CPU where no gradient is wanted."""
 
 
 class Sums(NamedTuple):
@@ -52,6 +55,8 @@ def with_softened(
     log_kappa: Tensor,
 ) -> Sums:
     """The entries, their surroundings and the softened sum. `[..., V] -> [...]`"""
+    if not torch.is_grad_enabled():
+        return Sums(*_by_rows(_softened, raw, x0, x_t, tilt, log_kappa))
     return Sums(*_Softened.apply(raw, x0, x_t, tilt, log_kappa))  # pyright: ignore[reportGeneralTypeIssues]
 
 
@@ -101,16 +106,9 @@ class _Softened(Function):
     def forward(
         ctx: Any, raw: Tensor, x0: Tensor, x_t: Tensor, tilt: Tensor, log_kappa: Tensor
     ) -> tuple[Tensor, ...]:
-        at_t, share, top = _apart(raw, x_t)
-        whole = share.sum(-1)
-        around = top + whole.log()
-        log_norm = torch.logaddexp(around, at_t + tilt.to(raw))
-        kappa = log_kappa.exp().clamp_max(_MOST).to(raw) * (top - log_norm).exp()
-        ctx.save_for_backward(
-            share, (top - log_norm).exp(), (at_t + tilt.to(raw) - log_norm).exp(), kappa, whole, x0, x_t
-        )
-        softened = (share * kappa[..., None]).log1p_().sum(-1)
-        return _entry(raw, x0), at_t, around, softened
+        at_t, share, whole, around, scale, w_t, kappa = _weighed(raw, x_t, tilt, log_kappa)
+        ctx.save_for_backward(share, scale, w_t, kappa, whole, x0, x_t)
+        return _entry(raw, x0), at_t, around, (share * kappa[..., None]).log1p_().sum(-1)
 
     @staticmethod
     @once_differentiable
@@ -127,6 +125,49 @@ class _Softened(Function):
         grad.addcmul_(share, (slope_around / whole - pull * scale)[..., None])
         _add(grad, x_t, torch.where(_token(x_t, share), slope_t - pull * w_t, 0))
         return _add(grad, x0, slope_0), None, None, None, None
+
+
+class _Weighed(NamedTuple):
+    """What a law says of x_t, and exp(raw - top) around it; `scale` times that is the law, `kappa` times that
+    is softened."""
+
+    at_t: Tensor
+    share: Tensor
+    whole: Tensor
+    around: Tensor
+    scale: Tensor
+    w_t: Tensor
+    kappa: Tensor
+
+
+def _weighed(raw: Tensor, x_t: Tensor, tilt: Tensor, log_kappa: Tensor) -> _Weighed:
+    at_t, share, top = _apart(raw, x_t)
+    whole = share.sum(-1)
+    around, tilted = top + whole.log(), at_t + tilt.to(raw)
+    log_norm = torch.logaddexp(around, tilted)
+    scale = (top - log_norm).exp()
+    kappa = log_kappa.exp().clamp_max(_MOST).to(raw) * scale
+    return _Weighed(at_t, share, whole, around, scale, (tilted - log_norm).exp(), kappa)
+
+
+def _softened(raw: Tensor, x0: Tensor, x_t: Tensor, tilt: Tensor, log_kappa: Tensor) -> tuple[Tensor, ...]:
+    """The numbers of `_Softened` where no gradient is wanted: the shares have then served their turn."""
+    found = _weighed(raw, x_t, tilt, log_kappa)
+    softened = found.share.mul_(found.kappa[..., None]).log1p_().sum(-1)
+    return _entry(raw, x0), found.at_t, found.around, softened
+
+
+def _by_rows(
+    function: Callable[..., tuple[Tensor, ...]], raw: Tensor, *columns: Tensor
+) -> tuple[Tensor, ...]:
+    """A function of rows, on a CPU so few rows at a time that what it makes of them stays in the core's
+    cache. `[..., V], [...] -> [...]`
+    """
+    size = max(1, _CACHED // raw.shape[-1])
+    if raw.device.type != "cpu" or raw.ndim != 2 or len(raw) <= size:
+        return function(raw, *columns)
+    found = [function(*rows) for rows in zip(*(x.split(size) for x in (raw, *columns)), strict=True)]
+    return tuple(torch.cat(each) for each in zip(*found, strict=True))
 
 
 def _apart(raw: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,6 +6,7 @@ one; the frontier of each model, if it is asked for; one report. Every line is a
 at most once, and a change re-makes only what lies after it.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -53,10 +54,28 @@ class Measuring(Value, frozen=True):
     rows: int | None = Field(default=None, ge=1)
     """At most so many sequences; all by default."""
     estimator: AnyEstimator = Likelihood()
+    estimators: dict[str, AnyEstimator] = Field(default_factory=dict)
+    """Of methods that are to have one of their own, by the kind of the method."""
     precision: Precision = "float32"
     hugging_face: str | None = None
     mauve: Mauve = Mauve()
     zero_shot: tuple[Elsewhere, ...] = ()
+
+    def estimator_of(self, kind: str) -> AnyEstimator:
+        """By what a method is scored."""
+        return self.estimators.get(kind, self.estimator)
+
+    def check(self, methods: Sequence[AnyMethod]) -> None:
+        """Raises `DiscdiffError` for an estimator of no method, or of one that it can't score."""
+        kinds = {method.kind for method in methods}
+        for kind in self.estimators.keys() - kinds:
+            raise DiscdiffError(
+                f"there is an estimator for {kind!r}, which is no method here; "
+                f"name one of {', '.join(sorted(kinds))}"
+            )
+        for method in methods:
+            if method.kind in self.estimators or hasattr(method, "bound"):
+                self.estimator_of(method.kind).check(method)
 
 
 class Search(Value, frozen=True):
@@ -100,6 +119,16 @@ class Experiment(Value, frozen=True):
     def _compares_something(self) -> "Experiment":
         if not self.methods and self.search is None:
             raise DiscdiffError("no method was given; an experiment compares one or more.")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_scored(self) -> "Experiment":
+        candidates = list(self.search.candidates) if self.search is not None else []
+        self.measuring.check([*self.methods, *candidates[:1]])
+        for other in candidates[1:]:
+            self.measuring.estimator_of(candidates[0].kind).check(other)
+        if self.control is not None:
+            self.control.measuring.check(self.methods)
         return self
 
     @model_validator(mode="after")
@@ -178,11 +207,14 @@ class Lineage:
     @cached_property
     def scores(self) -> list[Scores]:
         how = self._measured(self.spec.measuring)
+        made = zip(self._methods, self.models, self.samples, strict=True)
         return self.run.all(
             evaluate,
             [
-                Evaluate(checkpoint=model, tokens=self.tokens, samples=samples, judge=self.judge, **how)
-                for model, samples in zip(self.models, self.samples, strict=True)
+                Evaluate(
+                    checkpoint=model, tokens=self.tokens, samples=samples, judge=self.judge, **how(method)
+                )
+                for method, model, samples in made
             ],
         )
 
@@ -197,16 +229,21 @@ class Lineage:
         scored = [method for method in self.spec.methods if hasattr(method, "bound")]
         models = self.run.all(train, [self._train(method, ground) for method in scored])
         how = self._measured(control.measuring)
-        return self.run.all(evaluate, [Evaluate(checkpoint=model, tokens=tokens, **how) for model in models])
+        pairs = zip(scored, models, strict=True)
+        return self.run.all(
+            evaluate, [Evaluate(checkpoint=model, tokens=tokens, **how(method)) for method, model in pairs]
+        )
 
-    def _measured(self, how: Measuring) -> dict[str, Any]:
-        """How evaluations measure, other text as stores."""
+    def _measured(self, how: Measuring) -> Callable[[AnyMethod], dict[str, Any]]:
+        """How evaluations of a method measure, other text as stores."""
         stores = self.run.all(tokenize, [other.corpus for other in how.zero_shot])
         named = [
             Named(tokens=tokens, **other.model_dump(exclude={"corpus"}))
             for other, tokens in zip(how.zero_shot, stores, strict=True)
         ]
-        return {**dict(how), "zero_shot": tuple(named)}
+        same = {**dict(how), "zero_shot": tuple(named)}
+        del same["estimators"]
+        return lambda method: same | {"estimator": how.estimator_of(method.kind)}
 
     @cached_property
     def points(self) -> list[Scores]:
@@ -220,7 +257,7 @@ class Lineage:
 
     @property
     def _methods(self) -> list[AnyMethod]:
-        """The method of each model; what a search finds draws its samples as its first candidate does."""
+        """The method of each model; what a search finds is sampled and scored as its first candidate is."""
         search = self.spec.search
         return [*self.spec.methods, *(search.candidates[:1] if search is not None else ())]
 

@@ -11,8 +11,8 @@ from statistics import median
 import torch
 
 from discdiff.data.store import Store
-from discdiff.evaluation.charts import Mark, Series
 from discdiff.evaluation.page import Fact
+from discdiff.evaluation.series import Mark, Series
 from pipelines.artifacts import Artifact, Checkpoint, Samples
 from pipelines.place import Place
 from pipelines.record import Record

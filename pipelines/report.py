@@ -36,7 +36,7 @@ class ReportSpec(Value, frozen=True):
     summary: str = ""
 
 
-@stage(version=1)
+@stage(version=2)
 def report(spec: ReportSpec, work: Work) -> Report:
     """Draw the page; `report.html` needs nothing else, `report.json` is the same as data."""
     if not spec.scores:

@@ -19,7 +19,7 @@ from typing import ParamSpec, TypeVar, cast
 from discdiff.types import DiscdiffError, Value
 from pipelines.artifacts import Artifact
 from pipelines.failure import StageError, cause
-from pipelines.key import fields, flatten
+from pipelines.key import Json, fields, flatten
 from pipelines.lease import Lease
 from pipelines.place import Place
 from pipelines.placement import Cluster, Placement
@@ -132,7 +132,7 @@ class Runner:
 
     def _run(self, stage: Stage[S, A], spec: S, place: Place, directory: Path) -> A:
         title, start = stage.title(spec), time.monotonic()
-        key, parameters = stage.key(spec), flatten(fields(spec))
+        key, parameters = stage.key(spec), flatten(fields(spec)) | _facts(spec)
         self.screen.say("running", title, key)
         with self.tracking.run(title, parameters) as tracker, self.screen.bar(title) as bar:
             work = Work(key, place.uri, directory, title, self._cluster, tracker, bar, self._post)
@@ -192,7 +192,20 @@ def _inputs(spec: Value) -> dict[str, str]:
     return tags
 
 
+def _facts(spec: Value) -> dict[str, Json]:
+    """What is known of the artifacts that a specification names, such as `checkpoint.method`: nobody tells
+    runs apart by keys alone.
+    """
+    return {
+        f"{name.partition('.')[2]}.{fact}": value
+        for name, each in _artifacts(spec, "input")
+        for fact, value in each.content().items()
+        if isinstance(value, str | int) and fact != "kind"
+    }
+
+
 def _artifacts(value: object, name: str) -> Iterator[tuple[str, Artifact]]:
+    """Those in a value, wherever it has them, with the fields that lead there."""
     match value:
         case Artifact():
             yield name, value

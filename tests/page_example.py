@@ -3,12 +3,12 @@
 import numpy as np
 import torch
 
-from discdiff.evaluation.charts import Mark, Series
 from discdiff.evaluation.estimate import Estimate
 from discdiff.evaluation.likelihood import Ledger, Likelihood, Protocol, Text, compare, unigram
 from discdiff.evaluation.page import Cell, Comparison, Fact, Model, Page, Trace, ZeroShot
 from discdiff.evaluation.quality import Judged, Quality, quality, with_training
 from discdiff.evaluation.sequences import sequences
+from discdiff.evaluation.series import Mark, Series
 from discdiff.methods import Autoregressive, Mdlm, Udlm
 from discdiff.oracle import Law
 from discdiff.types import canvas

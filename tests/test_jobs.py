@@ -197,6 +197,44 @@ def test_text_of_another_tokenizer_is_no_zero_shot_text() -> None:
     assert spec.measuring.zero_shot[0].corpus.tokenizer == spec.corpus.tokenizer
 
 
+def test_a_method_may_have_an_estimator_of_its_own(tmp_path: Path) -> None:
+    spec = specification(
+        Experiment, ["methods.5.clock={kind='steps',count=7}", D3PM + "{kind='every_step'}"], presets.smoke()
+    )
+    with Told(str(tmp_path)) as run:
+        assert Lineage(spec, run).scores
+    own = dict(zip([method.kind for method in spec.methods], run.told["evaluate"], strict=True))
+    assert own.pop("d3pm").estimator.kind == "every_step"
+    assert {each.estimator.kind for each in own.values()} == {"stratified"}
+
+
+D3PM = "measuring.estimators.d3pm="
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            [D3PM.replace("d3pm", "duo") + "{kind='every_step'}"],
+            "'duo', which is no method here; name one of",
+        ),
+        (["measuring.estimators.mdlm={kind='every_step'}"], "mdlm has no steps to sum over"),
+        (["measuring.estimator={kind='every_step'}"], "autoregressive has no steps to sum over"),
+        (["measuring.estimators.autoregressive={kind='importance_weighted'}"], "no noising paths to weigh"),
+        (
+            ["search={candidates=[{kind='udlm'}]}", "measuring.estimators.udlm={kind='every_step'}"],
+            "udlm has no",
+        ),
+        (["methods=[{kind='latent'}]", "measuring.estimators.latent={kind='stratified'}"], "no likelihood"),
+    ],
+)
+def test_an_estimator_that_cannot_score_its_method_is_refused_before_any_work(
+    changes: list[str], words: str
+) -> None:
+    with pytest.raises(DiscdiffError, match=words):
+        specification(Experiment, changes, presets.smoke())
+
+
 ZERO_SHOT = "measuring.zero_shot=[{name='other',corpus={corpus={kind='files',url='/nowhere'}"
 
 

@@ -1,14 +1,20 @@
 """The page: every number of the data is on it, it needs nothing else, and no data becomes markup."""
 
 import re
+from collections.abc import Iterator
 from html.parser import HTMLParser
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
 
+import matplotlib
 import pytest
 from page_example import NAMES, page
 
-from discdiff.evaluation.charts import Frame, Lines, Mark, Scale, Series, Whiskers, number
+from discdiff.evaluation.charts import NARROW, WIDE, Curves, Lines, Whiskers, number
 from discdiff.evaluation.page import Page
 from discdiff.evaluation.report import render
+from discdiff.evaluation.series import Mark, Series
+from discdiff.evaluation.svg import COLORS, PAPER, color, themed
 
 HTML = render(page())
 
@@ -40,9 +46,10 @@ def seen() -> Seen:
 
 
 def test_the_page_needs_nothing_but_itself(seen):
-    assert set(seen.links) <= {"data:,"}
-    assert not re.search(r"@import|url\(|https?://(?!www\.w3\.org)", HTML)
-    assert len(HTML) < 200_000
+    inside = {f"#{each}" for each in seen.ids}
+    assert set(seen.links) <= {"data:,"} | inside
+    assert not re.search(r"@import|url\(|https?://", HTML)
+    assert len(HTML) < 220_000
 
 
 def test_ids_are_unique_and_every_part_is_there(seen):
@@ -88,13 +95,20 @@ def test_a_judge_of_its_own_samples_is_labelled(seen):
     text = " ".join(seen.text.split())
     assert "autoregressive: the judge drew these samples itself" in text
     assert "* is its own samples, read by itself" in text
-    assert "autoregressive, batch 1 (its own judge)" in text
+    assert "autoregressive*, batch 1: " in text
+    assert "* is the judge itself" in text
 
 
-def test_lines_of_one_model_are_told_apart_by_their_dashes():
-    (figure,) = re.findall(r'<figure id="chart-evaluations">(.*?)</figure>', HTML, re.S)
-    lines = re.findall(r'<g class="series (c\d)"><polyline points="[^"]*" stroke-dasharray="([^"]*)"', figure)
-    assert len(set(lines)) == 6  # three models, two batches
+def test_batches_of_one_model_are_told_apart_by_how_their_marks_are_filled():
+    svg = drawing("evaluations")
+    titles = [each.findtext("title") for each in svg.iter("g") if each.get("class") == "series"]
+    assert {"udlm, batch 1", "udlm, batch 8"} <= set(titles)
+    fills = {
+        title: next(declared(each, "fill") for each in ancestors_of(svg, f"{title}: "))
+        for title in ("udlm, batch 1", "udlm, batch 8")
+    }
+    assert fills["udlm, batch 8"] == "var(--paper)"
+    assert re.fullmatch(r"var\(--c\d\)", fills["udlm, batch 1"])
 
 
 def test_the_best_stands_first():
@@ -128,51 +142,160 @@ def test_protocols_say_who_differs(seen):
 # Charts
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "log"), [(0, 1, False), (1.3, 97, True), (-3, 4e5, False), (2, 5, True)]
-)
-def test_ticks_are_round_and_inside(low, high, log):
-    scale = Scale(low, high, 0, 500, log)
-    ticks = scale.ticks(5)
-    assert 2 <= len(ticks) <= 13
-    assert all(low <= tick <= high for tick in ticks)
-    assert [scale(low), scale(high)] == pytest.approx([0, 500])
-    assert all(len(number(tick)) <= 7 for tick in ticks)
+def drawing(name: str, *, size: str = "wide") -> Element:
+    """One chart of the page."""
+    (figure,) = re.findall(rf'<figure id="chart-{name}">(.*?)</figure>', HTML, re.S)
+    wide, narrow = re.findall(r"<svg.*?</svg>", figure, re.S)
+    return ElementTree.fromstring(wide if size == "wide" else narrow)
 
 
-def test_marks_stand_where_their_values_say():
-    series = Series(name="s", marks=(Mark(x=0, y=1), Mark(x=10, y=3)))
-    svg = Lines("t", "x", "y", [series]).draw(Frame(400, 200), named=False)
-    (points,) = re.findall(r'points="([^"]+)"', svg)
-    (x0, y0), (x1, y1) = (map(float, p.split(",")) for p in points.split())
-    assert (x0, x1) == (48, 388)
-    assert y0 > y1  # up is more
-    assert min(y0, y1) >= 22  # below the name of the axis
-    assert "<title>s: 3</title>" in svg
+def drawn(chart: Lines | Whiskers, frame=WIDE) -> Element:
+    return ElementTree.fromstring(chart.draw("a", frame))
 
 
-def test_bars_stay_inside_the_axes():
-    series = Series(name="s", marks=(Mark(x=0, y=1, se=0.9), Mark(x=10, y=3, se=2)))
-    for log in (False, True):
-        svg = Lines("t", "x", "y", [series], log_y=log).draw(Frame(400, 200), named=False)
-        ends = re.findall(r'class="bar" x1="[^"]*" x2="[^"]*" y1="([^"]*)" y2="([^"]*)"', svg)
-        assert all(22 <= float(each) <= 160 for pair in ends for each in pair)
+def declared(each: Element, name: str) -> str | None:
+    found = re.search(rf"(?:^|;) *{name}:([^;]+)", each.get("style", ""))
+    return found and found[1]
+
+
+def ancestors_of(svg: Element, title: str) -> Iterator[Element]:
+    """The mark of that title and what it is in, the nearest first, where something is declared."""
+    parents = {child: parent for parent in svg.iter() for child in parent}
+    at = next(each for each in svg.iter("use") if each.findtext("title", "").startswith(title))
+    while True:
+        if at.get("style"):
+            yield at
+        at = parents[at]
+
+
+def marks(svg: Element, name: str) -> list[tuple[float, float]]:
+    """Where the marks of a series are."""
+    found = [each for each in svg.iter("use") if each.findtext("title", "").startswith(f"{name}: ")]
+    return [(float(each.attrib["x"]), float(each.attrib["y"])) for each in found]
+
+
+def ordinates(svg: Element, each: Element) -> list[float]:
+    """The heights of the corners of what an element draws."""
+    shared = {path.get("id"): path for path in svg.iter("path")}
+    shapes = [(path, 0.0) for path in each.iter("path")]
+    shapes += [(shared[use.attrib["href"][1:]], float(use.attrib["y"])) for use in each.iter("use")]
+    return [float(y) + down for path, down in shapes for y in re.findall(r"-?[\d.]+", path.attrib["d"])[1::2]]
+
+
+def line(name: str, *points: tuple[float, float], color: int = 0, se: float | None = None) -> Series:
+    return Series(name=name, color=color, marks=tuple(Mark(x=x, y=y, se=se) for x, y in points))
+
+
+def texts(svg: Element) -> list[str]:
+    return [each.text or "" for each in svg.iter("text")]
+
+
+@pytest.mark.parametrize(("log", "distance"), [(False, 90), (True, 1)])
+def test_marks_stand_where_their_values_say(log, distance):
+    """On a linear axis 1, 10 and 100 are 9 and 90 apart; on a logarithmic one as far as each other."""
+    svg = drawn(Lines("t", "x", "y", [line("s", (1, 1), (10, 10), (100, 100))], log_x=log, log_y=log))
+    (x0, y0), (x1, y1), (x2, y2) = marks(svg, "s")
+    ratio = distance / (1 if log else 9)
+    assert (x2 - x1) / (x1 - x0) == pytest.approx(ratio, rel=0.02)
+    assert (y1 - y2) / (y0 - y1) == pytest.approx(ratio, rel=0.02)  # up is more
+    assert "s: 10" in [each.text for each in svg.iter("title")]
+
+
+@pytest.mark.parametrize("kind", [Lines, Curves])
+@pytest.mark.parametrize("log", [False, True])
+def test_errors_stay_inside_the_chart(kind, log):
+    series = Series(name="s", marks=(Mark(x=0, y=1, se=0.9), Mark(x=10, y=3, se=2), Mark(x=20, y=1, se=4)))
+    svg = drawn(kind("t", "x", "y", [series], log_y=log))
+    heights = [y for each in svg.iter() if "opacity" in each.get("style", "") for y in ordinates(svg, each)]
+    assert heights
+    assert all(0 <= y <= WIDE.height for y in heights)
 
 
 def test_an_outlier_does_not_flatten_the_rest():
-    rows = [Series(name=str(v), marks=(Mark(x=0, y=v, se=0.1),)) for v in (2.0, 2.5, 500.0)]
-    svg = Whiskers("t", "x", rows, [("unigram", 4.0)]).draw(Frame(400, 200), named=True)
-    at = [float(x) for x in re.findall(r'cx="([\d.]+)"', svg)]
-    assert len(at) == 2
-    assert at[1] - at[0] > 40
-    assert "500 ▸" in svg
+    rows = [line(str(v), (0, v), se=0.1) for v in (2.0, 2.5, 500.0)]
+    svg = drawn(Whiskers("t", "x", rows, [("unigram", 4.0)]), NARROW)
+    (near,), (far,) = marks(svg, "2.0"), marks(svg, "2.5")
+    assert far[0] - near[0] > 30
+    assert marks(svg, "500.0") == []
+    assert "500 ▸" in texts(svg)
 
 
 def test_every_row_stands_right_of_its_name():
-    rows = [Series(name=str(v), marks=(Mark(x=0, y=v, se=0.001),)) for v in (1.5, 2.0, 9.0)]
-    svg = Whiskers("t", "x", rows, [("unigram", 8.0)]).draw(Frame(400, 200), named=True)
-    names = [float(x) for x in re.findall(r'class="row" x="([\d.]+)"', svg)]
-    at = [float(x) for x in re.findall(r'cx="([\d.]+)"', svg)]
-    assert len(at) == 3
+    rows = [line(f"a long name {v}", (0, v), se=0.001) for v in (1.5, 2.0, 9.0)]
+    svg = drawn(Whiskers("t", "x", rows, [("unigram", 8.0)]), NARROW)
+    names = [float(each.attrib["x"]) for each in svg.iter("text") if (each.text or "").startswith("a long")]
+    at = [x for each in rows for x, _ in marks(svg, each.name)]
+    assert len(at) == len(names) == 3
     assert max(names) < min(at)
-    assert max(at) < 400
+    assert max(at) < NARROW.width
+
+
+def test_lines_are_told_apart_without_color():
+    """28 lines have 28 pairs of mark and dashes."""
+    svg = drawn(Lines("t", "x", "y", [line(f"m{i}", (0, i), (1, i), color=i) for i in range(28)]))
+    looks = set()
+    for group in (each for each in svg.iter("g") if each.get("class") == "series"):
+        mark = next(path.attrib["d"] for defs in group.iter("defs") for path in defs)
+        looks.add((mark, declared(next(group.iter("path")), "stroke-dasharray")))
+    assert len(looks) == 28
+
+
+def test_the_legend_names_every_line_once_in_the_order_in_which_they_end():
+    svg = drawn(Lines("t", "x", "y", [line("low", (0, 5), (1, 1)), line("high", (0, 1), (1, 5), color=1)]))
+    assert [text for text in texts(svg) if text in ("low", "high")] == ["high", "low"]
+
+
+@pytest.mark.parametrize("frame", [WIDE, NARROW])
+def test_a_long_legend_has_room(frame):
+    svg = drawn(
+        Lines("t", "x", "y", [line(f"method {i}", (0, i), (1, i), color=i) for i in range(40)]), frame
+    )
+    height = float(svg.attrib["height"])
+    assert len([text for text in texts(svg) if text.startswith("method")]) == 40
+    assert all(0 < float(each.attrib["y"]) <= height for each in svg.iter("text"))
+
+
+def test_a_chart_has_the_colors_of_the_page_and_no_others():
+    found = re.findall(r"<svg.*?</svg>", HTML, re.S)
+    assert len(found) == 16
+    for svg in found:
+        assert not re.search(r"(?:fill|stroke):(?!var\(--|none)", svg)
+        assert "font-family" not in svg
+        assert "<style" not in svg
+        assert 'role="img" aria-label="' in svg
+
+
+def test_stand_in_colors_become_variables():
+    assert themed(f"fill: {PAPER}; stroke: {color(COLORS + 1)}") == "fill:var(--paper);stroke:var(--c1)"
+    assert themed("font-size: 12px; font-family: 'A', serif; fill: none").split() == [
+        "font-size:12px;",
+        "fill:none",
+    ]
+
+
+def test_charts_of_one_page_share_no_id():
+    chart = Lines("t", "x", "y", [line("s", (0, 1), (1, 2))])
+    ids = [re.findall(r' id="([^"]+)"', chart.draw(name, WIDE)) for name in ("a", "b")]
+    assert ids[0]
+    assert not set(ids[0]) & set(ids[1])
+
+
+def test_the_same_data_give_the_same_bytes_whatever_matplotlib_is_told_elsewhere():
+    chart = Lines("t", "x", "y", [line("s", (0, 1), (1, 2), se=0.5)])
+    with matplotlib.rc_context({"font.size": 30, "svg.fonttype": "path", "lines.marker": "s"}):
+        elsewhere = chart.draw("a", WIDE)
+    assert elsewhere == chart.draw("a", WIDE)
+    assert matplotlib.rcParams["svg.hashsalt"] is None  # and nothing is left behind
+
+
+def test_text_in_a_chart_never_becomes_markup():
+    svg = str(Lines("<t>", "<x>", "$y$", [line('<i>&"', (0, 1), (1, 2))]).draw("a", WIDE))
+    assert "<i>" not in svg
+    assert {"<x>", "$y$", '<i>&"'} <= set(texts(ElementTree.fromstring(svg)))
+
+
+@pytest.mark.parametrize(
+    ("value", "label"), [(0.5, "0.5"), (2000.0, "2k"), (-3.0, "−3"), (1e-3, "0.001"), (1234.5, "1234.5")]
+)
+def test_numbers_of_an_axis_are_short(value, label):
+    assert number(value) == label

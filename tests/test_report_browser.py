@@ -160,7 +160,7 @@ def test_text_stands_out_from_its_ground(tab, scheme):
             return (Math.max(l, ground) + .05) / (Math.min(l, ground) + .05); };
           return [...document.querySelectorAll('p, td, th, dt, dd, figcaption, .notes li')]
             .map(e => ratio(getComputedStyle(e).color)).concat(
-            [...document.querySelectorAll('svg .name')].map(e => ratio(getComputedStyle(e).fill)));
+            [...document.querySelectorAll('svg text')].map(e => ratio(getComputedStyle(e).fill)));
         }"""
     )
     assert min(contrasts) >= 4.5  # WCAG 2 AA for text
@@ -171,3 +171,16 @@ def test_print_shows_the_finished_sample_without_controls(tab):
     assert tab.locator("#trace-step").is_hidden()
     assert tab.locator("#trace-text").is_visible()
     assert len(tab.pdf(format="A4")) > 10_000
+
+
+def test_nothing_is_cut_off_on_paper(tab):
+    """A page of A4 has 688 pixels between its margins: what a table or chart has beyond is not printed."""
+    tab.set_viewport_size({"width": 688, "height": 1000})
+    tab.emulate_media(media="print")
+    edges = tab.evaluate(
+        "[...document.querySelectorAll('main table, main svg, main pre')].filter(e => e.checkVisibility())"
+        ".map(e => e.getBoundingClientRect().right)"
+    )
+    assert len(edges) > 12
+    assert max(edges) <= 688
+    assert tab.locator("thead:visible").count() >= 2  # tables, not the cards of a phone

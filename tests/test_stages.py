@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from stage_problem import PARTS, Corpus, Draw, collect, draw, gather
 from discdiff.types import DiscdiffError
 from pipelines.artifacts import Tokens
 from pipelines.failure import StageError
-from pipelines.key import ABSENT, canonical, changes, key
+from pipelines.key import ABSENT, Json, canonical, changes, key
 from pipelines.lease import PATIENCE, Lease
 from pipelines.place import Place
 from pipelines.placement import Placement
@@ -27,6 +29,7 @@ from pipelines.record import RECORD
 from pipelines.runner import LEASES, Runner
 from pipelines.screen import Screen
 from pipelines.stage import Stage
+from pipelines.tracking import Tracker, Untracked
 from pipelines.work import Work
 
 SCRIPT = str(Path(__file__).with_name("stage_problem.py"))
@@ -127,6 +130,35 @@ def test_a_stage_runs_at_most_once_and_what_follows_knows_its_input(root: str, t
     assert (tokens.vocab, tokens.label, samples.length) == (3, "of 3", 3)
     assert len([name for name in Place.at(tokens.uri).names() if name.startswith("part")]) == PARTS
     assert Place(f"{root}/{LEASES}/{tokens.key}").names() == []
+
+
+def test_a_tracked_run_says_what_its_inputs_are(tmp_path: Path, trace: Path) -> None:
+    """By keys alone nobody tells runs apart that differ in nothing but their inputs."""
+    tracking = Kept()
+    with Runner(str(tmp_path / "runs"), tracking=tracking, screen=quiet()) as run:
+        tokens = run(collect, Corpus(trace=str(trace)))
+        run(draw, Draw(tokens=tokens))
+    drawn = next(said for name, said in tracking.parameters.items() if name.startswith("draw"))
+    assert drawn == {
+        "tokens": tokens.key,
+        "count": 2,
+        "tokens.fingerprint": "f",
+        "tokens.vocab": 3,
+        "tokens.documents": 1,
+        "tokens.tokens": 2,
+    }
+
+
+class Kept(Untracked):
+    """Keeps the parameters of each run."""
+
+    def __init__(self) -> None:
+        self.parameters: dict[str, dict[str, Json]] = {}
+
+    @contextmanager
+    def run(self, name: str, parameters: Mapping[str, Json]) -> Generator[Tracker]:
+        self.parameters[name] = dict(parameters)
+        yield self
 
 
 def test_a_moved_store_is_still_cached(tmp_path: Path, trace: Path) -> None:

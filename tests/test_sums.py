@@ -70,3 +70,16 @@ def test_a_row_may_rule_out_all_but_one_entry():
     found = sums.with_softened(raw, here, here, zero, zero)
     assert found.around.item() == -torch.inf
     assert found.rest.item() == 0
+
+
+@pytest.mark.parametrize("rows", [1, 4, ROWS])
+def test_without_gradients_the_numbers_are_the_same_and_the_logits_untouched(row, rows, monkeypatch):
+    raw, x0, x_t = row
+    tilt = torch.linspace(-2, 2, ROWS, dtype=torch.float64)
+    expected = sums.with_softened(raw, x0, x_t, tilt, 2 * tilt)
+    monkeypatch.setattr(sums, "_CACHED", rows * VOCAB)
+    before = raw.detach().clone()
+    with torch.no_grad():
+        found = sums.with_softened(raw, x0, x_t, tilt, 2 * tilt)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert torch.equal(raw, before)

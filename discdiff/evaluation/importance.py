@@ -11,7 +11,7 @@ its expectation is the T-step bound.
 """
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field
@@ -32,6 +32,14 @@ class ImportanceWeighted(Value, frozen=True):
     steps: int = Field(default=64, ge=1)
     seed: int = 0
 
+    def check(self, method: object) -> None:
+        """Raises `DiscdiffError` if the method is no discrete diffusion."""
+        if not isinstance(method, Diffusion):
+            name = getattr(method, "kind", type(method).__name__)
+            raise DiscdiffError(
+                f"{name} has no noising paths to weigh; use the stratified estimator, which is its own bound"
+            )
+
     def evaluations(self, method: object) -> int:
         """Network evaluations a sequence."""
         return self.paths * self.steps
@@ -45,13 +53,12 @@ class ImportanceWeighted(Value, frozen=True):
 
         Raises `DiscdiffError` if the method is no discrete diffusion, or where a bound is not a number.
         """
-        if not isinstance(method, Diffusion):
-            name = getattr(method, "kind", type(method).__name__)
-            raise DiscdiffError(
-                f"{name} has no noising paths to weigh; use the stratified estimator, which is its own bound"
-            )
+        self.check(method)
         network.eval()
-        return merge([ledger(each, self._bound(method, network, each)[:, None, None]) for each in canvases])
+        diffusion = cast(Diffusion, method)
+        return merge(
+            [ledger(each, self._bound(diffusion, network, each)[:, None, None]) for each in canvases]
+        )
 
     @torch.no_grad()
     def _bound(self, method: Diffusion, network: Any, canvas: Canvas) -> Tensor:

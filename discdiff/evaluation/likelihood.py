@@ -167,6 +167,10 @@ class Likelihood(Value, frozen=True):
     draws: int = Field(default=2, ge=1)
     seed: int = 0
 
+    def check(self, method: object) -> None:
+        """Raises `DiscdiffError` if the method has no bound."""
+        bound_of(method)
+
     def evaluations(self, method: object) -> int:
         """Network evaluations a sequence."""
         return 1 if is_exact(method) else self.strata * self.draws
@@ -207,6 +211,10 @@ class EveryStep(Value, frozen=True):
     kind: Literal["every_step"] = "every_step"
     draws: int = Field(default=1, ge=1)
     seed: int = 0
+
+    def check(self, method: object) -> None:
+        """Raises `DiscdiffError` if the method's time is not cut into steps."""
+        self._stratified(method).check(method)
 
     def evaluations(self, method: object) -> int:
         """Network evaluations a sequence."""

@@ -6,10 +6,10 @@ from typing import Any
 
 from pydantic import Field
 
-from discdiff.evaluation.charts import Series
 from discdiff.evaluation.estimate import Estimate
 from discdiff.evaluation.likelihood import Score
 from discdiff.evaluation.quality import Quality
+from discdiff.evaluation.series import Series
 from discdiff.types import Value
 
 

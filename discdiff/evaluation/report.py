@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from discdiff.evaluation.charts import COLORS, Frame, Lines, Mark, Series, Whiskers
+from discdiff.evaluation.charts import NARROW, WIDE, Curves, Lines, Whiskers
 from discdiff.evaluation.estimate import Estimate
 from discdiff.evaluation.page import Cell, Model, Page, ZeroShot
-
-_WIDE, _NARROW = Frame(880, 340, left=56), Frame(360, 260, left=46)
+from discdiff.evaluation.series import Mark, Series
+from discdiff.evaluation.svg import COLORS
 
 
 def render(page: Page) -> str:
@@ -72,20 +72,24 @@ def _known(page: Page) -> list[Model]:
 
 
 def _notes(models: Sequence[Model]) -> list[tuple[str, str]]:
-    """Each warning once, with the models it is about."""
+    """Each warning once, with the models it is about: `all`, or their names."""
     found: dict[str, list[str]] = {}
     for model in models:
         for warning in model.quality.warnings if model.quality else ():
             found.setdefault(warning, []).append(model.name)
-    return [(", ".join(names), warning) for warning, names in found.items()]
+    measured = [model.name for model in models if model.quality]
+    return [
+        ("all" if names == measured and len(names) > 1 else ", ".join(names), warning)
+        for warning, names in found.items()
+    ]
 
 
 Chart = Lines | Whiskers
 
 
-def _both(chart: Chart) -> Markup:
+def _both(name: str, chart: Chart) -> Markup:
     """The chart drawn for a wide and for a narrow page; the style sheet shows one."""
-    wide, narrow = chart.draw(_WIDE, named=True), chart.draw(_NARROW, named=False)
+    wide, narrow = chart.draw(f"{name}-wide", WIDE), chart.draw(f"{name}-narrow", NARROW)
     return Markup('<div class="wide">{}</div><div class="narrow">{}</div>').format(wide, narrow)
 
 
@@ -105,7 +109,7 @@ def _charts(page: Page, models: Sequence[Model], colors: dict[str, int]) -> dict
         ),
         "seconds": _frontier(page, colors, ("steps", "batch"), lambda c: c.seconds, "seconds a sample"),
     }
-    return {name: _both(chart) for name, chart in drawn.items() if chart is not None}
+    return {name: _both(name, chart) for name, chart in drawn.items() if chart is not None}
 
 
 def _likelihood(page: Page, models: Sequence[Model], colors: dict[str, int]) -> Whiskers | None:
@@ -128,7 +132,7 @@ def _training(models: Sequence[Model], colors: dict[str, int], curve: str, y: st
         for each in m.training
         if each.name == curve and each.marks
     ]
-    return Lines(f"{y}, over training", "training step", y, series, log_y=_wide(series)) if series else None
+    return Curves(f"{y}, over training", "training step", y, series, log_y=_wide(series)) if series else None
 
 
 def _times(models: Sequence[Model], colors: dict[str, int]) -> Lines | None:
@@ -138,7 +142,7 @@ def _times(models: Sequence[Model], colors: dict[str, int]) -> Lines | None:
         if m.score and len(m.score.curve) > 1
     ]
     x, y = "time t, from data to noise", "nats per token and unit time"
-    return Lines("The bound by time", x, y, series, log_y=_wide(series)) if series else None
+    return Curves("The bound by time", x, y, series, log_y=_wide(series)) if series else None
 
 
 def _wide(series: Sequence[Series]) -> bool:
@@ -172,22 +176,22 @@ def _seen(page: Page, models: Sequence[Model], colors: dict[str, int]) -> Lines 
 def _frontier(
     page: Page, colors: dict[str, int], sweeps: Sequence[str], x: Callable[[Cell], float], label: str
 ) -> Lines | None:
-    """Judge perplexity against x, a line for each model and batch size. Entropy takes its place on y if there
-    is no judge.
+    """Judge perplexity against x, a line for each model, sweep and batch size. Entropy takes its place on y
+    if there is no judge; a model that judges itself has a star.
     """
     series: list[Series] = []
     cells = [cell for cell in page.frontier if cell.sweep in sweeps]
     y = "judge perplexity" if any(cell.perplexity for cell in cells) else "entropy, nats"
-    batches = sorted({cell.batch for cell in cells})
-    for name, sweep, batch in sorted({(c.model, c.sweep, c.batch) for c in cells}):
+    several_batches = len({c.batch for c in cells}) > 1
+    several_sweeps = len({c.sweep for c in cells} - {"batch"}) > 1
+    for batch, sweep, name in sorted({(c.batch, c.sweep, c.model) for c in cells}):
         own = [c for c in cells if (c.model, c.sweep, c.batch) == (name, sweep, batch)]
         marks = [Mark(x=x(c), y=each.value, se=each.se) for c in own for each in [c.perplexity or c.entropy]]
-        label_of = f"{name}, batch {batch}" if len(batches) > 1 else name
-        label_of = f"{label_of}, {sweep}" if len({c.sweep for c in cells} - {"batch"}) > 1 else label_of
-        label_of += " (its own judge)" if any(c.itself for c in own) else ""
+        said = [f"batch {batch}"] * several_batches + [sweep] * several_sweeps
+        star = "*" if any(c.itself for c in own) else ""
         ordered = tuple(sorted(marks, key=lambda mark: mark.x))
-        dashed = colors.get(name, 0) % COLORS + COLORS * batches.index(batch)
-        series.append(Series(name=label_of, color=dashed, marks=ordered))
+        line = Series(name=name + star, color=colors.get(name, 0), variant=", ".join(said), marks=ordered)
+        series.append(line)
     log_x = "steps" in sweeps
     return Lines(f"{y} against {label}", label, y, series, log_x=log_x) if series else None
 

@@ -48,7 +48,7 @@ class D3pm(Diffusion, frozen=True):
             return weight.to(raw) * cross_entropy(raw, x0) * (x_t == raw.shape[-1])
         s = self.clock.start(t)
         stand = Stand.of(process, reading, raw, x0, x_t, t, s)
-        bound = self.clock.count * bridge_divergence(process, stand, s, t)
+        bound = self.clock.count * bridge_divergence(process, stand, t)
         return (bound + auxiliary * stand.entropy(log_kappa(process, t, stand.vocab))).to(raw)
 
     def _entropy(self, raw: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:

@@ -85,5 +85,4 @@ class Gidd(Diffusion, frozen=True):
     def _terms(self, raw: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """R / q_t(x_t|x_0), and KL + IS."""
         stand = Stand.of(self.process, self.parameterization, raw, x0, x_t, t, t)
-        weight = rate_weight(self.process, x0, x_t, t, stand.vocab)
-        return weight, marginal_divergence(self.process, stand, t)
+        return rate_weight(stand), marginal_divergence(stand)

@@ -88,7 +88,7 @@ class Multinomial(Diffusion, frozen=True):
         """T times the divergence of the bridges of the step that ends at t. `[N, V] -> [N]`"""
         s = self.clock.start(t)
         stand = Stand.of(self.process, self.parameterization, raw, x0, x_t, t, s)
-        return (self.clock.count * bridge_divergence(self.process, stand, s, t)).to(raw)
+        return (self.clock.count * bridge_divergence(self.process, stand, t)).to(raw)
 
     def loss(self, net: Network, canvas: Canvas, noise: Noise) -> Float[Tensor, "B"]:
         """The bound at one step per row, drawn by its past losses and weighted back. `-> [B]` nats"""
