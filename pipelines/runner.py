@@ -196,9 +196,11 @@ def _facts(spec: Value) -> dict[str, Json]:
     """What is known of the artifacts that a specification names, such as `checkpoint.method`: nobody tells
     runs apart by keys alone.
     """
+    named = {name: getattr(spec, name) for name in type(spec).model_fields}
     return {
-        f"{name.partition('.')[2]}.{fact}": value
-        for name, each in _artifacts(spec, "input")
+        f"{name}.{fact}": value
+        for name, each in named.items()
+        if isinstance(each, Artifact)
         for fact, value in each.content().items()
         if isinstance(value, str | int) and fact != "kind"
     }
