@@ -73,7 +73,7 @@ class Series:
         index = torch.stack([torch.cat([rates.source, diagonal]), torch.cat([rates.target, diagonal])])
         value = torch.cat([rates.rate / self.rate, 1 - exits / self.rate])
         shape = (rates.states, rates.states)
-        self.rows = torch.sparse_coo_tensor(index, value, shape, check_invariants=False).coalesce()
+        self.rows = torch.sparse_coo_tensor(index, value, shape, check_invariants=True).coalesce()
         self.columns = self.rows.t().coalesce()
 
     @staticmethod
