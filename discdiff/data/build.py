@@ -196,7 +196,8 @@ def _checks(parts: Sequence[Part], tokenizer: Tokenizer) -> dict[str, Any]:
     if not isinstance(tokenizer, PretrainedTokenizer):
         return counts
     audit = sum((part.audit for part in parts), Audit())
-    return counts | {"engine": tokenizer.engine, **asdict(audit)}
+    engines = ", ".join(sorted({part.engine for part in parts} - {""}))
+    return counts | {"engine": engines, **asdict(audit)}
 
 
 def _sources(spans: Sequence[Span]) -> list[dict[str, Any]]:

@@ -33,6 +33,8 @@ class Part(Value, frozen=True):
     short: int = 0
     long: int = 0
     audit: Audit = Field(default_factory=Audit)
+    engine: str = ""
+    """What encoded, where there is a choice."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ class _Writer:
         shards = {
             split: tuple(shard.result() for shard in self._shards[split]) for split in sorted(self._shards)
         }
-        return Part(shards=shards, audit=self._audit, **self._left_out)
+        engine = self._tokenizer.engine if isinstance(self._tokenizer, PretrainedTokenizer) else ""
+        return Part(shards=shards, audit=self._audit, engine=engine, **self._left_out)
 
     def _batches(self) -> Iterator[dict[str, _Batch]]:
         """Documents by split, a few MiB at a time."""

@@ -120,7 +120,7 @@ class PretrainedTokenizer:
     def to_json(self) -> str:
         return Definition(tokenizer=self.definition, separator=self._separator).model_dump_json()
 
-    @property
+    @cached_property
     def definition(self) -> str:
         """The tokenizer.json, with its separator marked special."""
         return json.dumps(self._definition, ensure_ascii=False, separators=(",", ":"))

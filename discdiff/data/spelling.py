@@ -33,11 +33,12 @@ def pieces_of(definition: Mapping[str, Any]) -> list[bytes] | None:
     vocabulary: dict[str, int] = definition["model"]["vocab"]
     added = {token["id"]: token["content"].encode() for token in definition.get("added_tokens") or ()}
     pieces = [b""] * (max([*vocabulary.values(), *added]) + 1)
-    for token, index in vocabulary.items():
-        if index not in added:
-            if any(character not in bytes_by_character for character in token):
-                return None
-            pieces[index] = bytes(bytes_by_character[character] for character in token)
+    written = {token: index for token, index in vocabulary.items() if index not in added}
+    if not bytes_by_character.keys() >= set("".join(written)):
+        return None
+    bytes_of = str.maketrans({character: chr(byte) for character, byte in bytes_by_character.items()})
+    for token, index in written.items():
+        pieces[index] = token.translate(bytes_of).encode("latin-1")
     for index, content in added.items():
         pieces[index] = content
     return pieces
