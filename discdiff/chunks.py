@@ -15,6 +15,8 @@ _CHUNK = 2**24
 """Logits held at once when there are too many for one piece."""
 _CACHED = 2**21
 """The same on a CPU where no gradient is wanted: they stay in its cache and cost no page faults."""
+_ROWS = 128
+"""Positions that a CPU's head is given at least: its matrix is read once for all of them."""
 _NEAR = 2**18
 """Logits that a CPU reads at once where they are there already: with what is made of them they fit the cache
 that is its own."""
@@ -25,7 +27,7 @@ def in_chunks(nats: Callable[..., Tensor], width: int, *columns: Tensor) -> Tens
     `[N, ...], ... -> [N]`
     """
     cached = columns[0].device.type == "cpu" and not torch.is_grad_enabled()
-    size = max(1, (_CACHED if cached else _CHUNK) // width)
+    size = max(_ROWS, _CACHED // width) if cached else max(1, _CHUNK // width)
     if len(columns[0]) <= size:
         return nats(*columns)
     pieces = zip(*(column.split(size) for column in columns), strict=True)

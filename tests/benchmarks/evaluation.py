@@ -1,12 +1,13 @@
 """The bound against the bare network forwards that it needs, and sample metrics as their input grows.
 
-    python tests/benchmarks/evaluation.py [tokens]
+    python tests/benchmarks/evaluation.py --tokens 60000
+    python tests/benchmarks/evaluation.py --tokens 20000 --vocab 50257 --layers 6 --width 512 --heads 8
 
 The forwards of the ratio are made by a stand-in for the method that calls trunk and head on all positions
 of the clean canvas, as often, in the same process and batch by batch in turn.
 """
 
-import sys
+import argparse
 import time
 from collections.abc import Callable
 from statistics import median
@@ -24,7 +25,7 @@ from discdiff.methods import Autoregressive, Gidd, Mdlm, Sedd, Udlm
 from discdiff.networks import Transformer
 from discdiff.types import Canvas, canvas
 
-VOCAB, LENGTH, BATCH = 8192, 256, 16
+LENGTH, BATCH = 256, 16
 ESTIMATOR = Likelihood(strata=1, draws=1)
 
 
@@ -40,17 +41,17 @@ def forward(net: Any, text: Canvas) -> None:
     net.head(net.trunk(text.tokens, zero, text.condition))
 
 
-def bound(method: Any, tokens: int) -> None:
+def bound(method: Any, shape: Transformer, vocab: int, tokens: int) -> None:
     """Batches in turn: one of bare forwards, one of the bound; a first of each is not counted.
 
     The ratio is the median of the batches', so that what else a machine does at times does not enter.
     """
     torch.manual_seed(0)
-    net = method.network(Transformer(layers=4, width=256, heads=4), VOCAB).eval()
+    net = method.network(shape, vocab).eval()
     ours: list[float] = []
     bare: list[float] = []
     for start in range(0, tokens // LENGTH, BATCH):
-        text = canvas(torch.randint(0, VOCAB, (BATCH, LENGTH)), first_row=start)
+        text = canvas(torch.randint(0, vocab, (BATCH, LENGTH)), first_row=start)
         if start == 0:
             forward(net, text)
             ESTIMATOR.measure(method, net, [text])
@@ -77,9 +78,22 @@ def metrics(training: int) -> None:
     )
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tokens", type=int, default=1_000_000)
+    parser.add_argument("--vocab", type=int, default=8192)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--heads", type=int, default=4)
+    given = parser.parse_args()
+    shape = Transformer(layers=given.layers, width=given.width, heads=given.heads)
+    for method in (Autoregressive(), Mdlm(), Udlm(), Gidd(), Sedd()):
+        bound(method, shape, given.vocab, given.tokens)
+    for training in (2**21, 2**23, 2**24):
+        metrics(training)
+
+
 if __name__ == "__main__":
-    asked = int(float(sys.argv[1])) if len(sys.argv) > 1 else 2**20
-    for each in (Autoregressive(), Mdlm(), Udlm(), Gidd(), Sedd()):
-        bound(each, asked)
-    for size in (2**21, 2**23, 2**24):
-        metrics(size)
+    main()
