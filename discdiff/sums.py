@@ -39,11 +39,15 @@ class Sums(NamedTuple):
 
 def cross_entropy(raw: Float[Tensor, "*n V"], x0: Int64[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """-log softmax(raw)(x_0). `[..., V] -> [...]`"""
+    if not torch.is_grad_enabled():
+        return _by_rows(_nats, raw, x0)[0]
     return _CrossEntropy.apply(raw, x0)  # pyright: ignore[reportReturnType]
 
 
 def with_total(raw: Float[Tensor, "*n V"], x0: Int64[Tensor, "*n"], x_t: Int64[Tensor, "*n"]) -> Sums:
     """The entries, their surroundings and their total. `[..., V] -> [...]`"""
+    if not torch.is_grad_enabled():
+        return Sums(*_by_rows(_total, raw, x0, x_t))
     return Sums(*_Total.apply(raw, x0, x_t))  # pyright: ignore[reportGeneralTypeIssues]
 
 
@@ -63,11 +67,9 @@ def with_softened(
 class _CrossEntropy(Function):
     @staticmethod
     def forward(ctx: Any, raw: Tensor, x0: Tensor) -> Tensor:
-        top = raw.amax(-1, keepdim=True)
-        share = (raw - top).exp_()
-        whole = share.sum(-1)
+        nats, share, whole = _surprise(raw, x0)
         ctx.save_for_backward(share, whole, x0)
-        return top[..., 0] + whole.log() - _entry(raw, x0)
+        return nats
 
     @staticmethod
     @once_differentiable
@@ -85,8 +87,7 @@ class _Total(Function):
         at_t, share, top = _apart(raw, x_t)
         whole = share.sum(-1)
         ctx.save_for_backward(share, whole, x0, x_t)
-        total = raw.sum(-1) - torch.where(_token(x_t, raw), at_t, 0)
-        return _entry(raw, x0), at_t, top + whole.log(), total
+        return _entry(raw, x0), at_t, top + whole.log(), _around(raw, x_t, at_t)
 
     @staticmethod
     @once_differentiable
@@ -125,6 +126,28 @@ class _Softened(Function):
         grad.addcmul_(share, (slope_around / whole - pull * scale)[..., None])
         _add(grad, x_t, torch.where(_token(x_t, share), slope_t - pull * w_t, 0))
         return _add(grad, x0, slope_0), None, None, None, None
+
+
+def _surprise(raw: Tensor, x0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """-log softmax(raw)(x_0), and exp(raw - top) with its sum."""
+    top = raw.amax(-1, keepdim=True)
+    share = (raw - top).exp_()
+    whole = share.sum(-1)
+    return top[..., 0] + whole.log() - _entry(raw, x0), share, whole
+
+
+def _nats(raw: Tensor, x0: Tensor) -> tuple[Tensor]:
+    return (_surprise(raw, x0)[0],)
+
+
+def _total(raw: Tensor, x0: Tensor, x_t: Tensor) -> tuple[Tensor, ...]:
+    """The numbers of `_Total`."""
+    at_t, share, top = _apart(raw, x_t)
+    return _entry(raw, x0), at_t, top + share.sum(-1).log(), _around(raw, x_t, at_t)
+
+
+def _around(raw: Tensor, x_t: Tensor, at_t: Tensor) -> Tensor:
+    return raw.sum(-1) - torch.where(_token(x_t, raw), at_t, 0)
 
 
 class _Weighed(NamedTuple):

@@ -76,10 +76,15 @@ def test_a_row_may_rule_out_all_but_one_entry():
 def test_without_gradients_the_numbers_are_the_same_and_the_logits_untouched(row, rows, monkeypatch):
     raw, x0, x_t = row
     tilt = torch.linspace(-2, 2, ROWS, dtype=torch.float64)
-    expected = sums.with_softened(raw, x0, x_t, tilt, 2 * tilt)
+
+    def numbers() -> list[torch.Tensor]:
+        softened = sums.with_softened(raw, x0, x_t, tilt, 2 * tilt)
+        return [*softened, *sums.with_total(raw, x0, x_t), sums.cross_entropy(raw, x0)]
+
+    expected = numbers()
     monkeypatch.setattr(sums, "_CACHED", rows * VOCAB)
     before = raw.detach().clone()
     with torch.no_grad():
-        found = sums.with_softened(raw, x0, x_t, tilt, 2 * tilt)
+        found = numbers()
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert torch.equal(raw, before)
