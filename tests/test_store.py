@@ -413,3 +413,17 @@ def test_addresses_take_memory_where_they_are_written_only() -> None:
     addresses[:: 2**21] = 1
     assert addresses[:: 2**21].tolist() == [1] * 64
     assert held() - before < 16 * 2**20
+
+
+def test_rows_outlive_the_mapping_they_were_found_in(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that wait to be copied keep their memory, whatever the store maps or lets go after them."""
+    monkeypatch.setattr("discdiff.data.resident.MOST_MAPS", 1)
+    tokens, width = stream(DOCUMENTS), 9
+    begin = np.arange(len(tokens) - width)
+    opened = Store.open(store)
+    waiting = [opened.rows(part, width) for part in np.array_split(begin, 5)]
+    opened.close()
+    found = np.empty((len(begin), width), np.int64)
+    for rows, part in zip(waiting, np.array_split(np.arange(len(begin)), 5), strict=True):
+        rows.copy(0, len(part), found[part[0] : part[-1] + 1])
+    assert np.array_equal(found, tokens[begin[:, None] + np.arange(width)])

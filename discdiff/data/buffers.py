@@ -1,6 +1,5 @@
 """Memory for batches. Fresh memory costs a page fault for every four kilobytes: more than to fill them."""
 
-import math
 import sys
 from collections.abc import Callable
 
@@ -32,13 +31,12 @@ class Recycled:
     """
 
     def __init__(self) -> None:
-        self._arrays: dict[int, list[np.ndarray]] = {}
+        self._arrays: dict[tuple[Shape, torch.dtype], list[np.ndarray]] = {}
 
     def __call__(self, shape: Shape, dtype: torch.dtype) -> Tensor:
-        size = math.prod(shape) * dtype.itemsize
-        arrays = self._arrays.setdefault(size, [])
+        arrays = self._arrays.setdefault((shape, dtype), [])
         for array in arrays:
             if sys.getrefcount(array) == UNHELD:
-                return torch.from_numpy(array).view(dtype).view(shape)
-        arrays.append(np.empty(size, np.uint8))
-        return torch.from_numpy(arrays[-1]).view(dtype).view(shape)
+                return torch.from_numpy(array)
+        arrays.append(torch.empty(shape, dtype=dtype).numpy())
+        return torch.from_numpy(arrays[-1])

@@ -1,7 +1,7 @@
 """Batches from a store: any row of an endless shuffled stream at any time, so the state is one integer."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from weakref import WeakSet
@@ -10,15 +10,18 @@ import numpy as np
 import torch
 
 from discdiff.data.buffers import Provider, Recycled, fresh, pinned
+from discdiff.data.memory import Rows
 from discdiff.data.mixture import Classes, Mixture
 from discdiff.data.order import Sequential, Shuffled
-from discdiff.data.packing import AnyPacking, Spans
+from discdiff.data.packing import AnyPacking
 from discdiff.data.prefetch import Prefetch
 from discdiff.data.store import Store
 from discdiff.types import Canvas, Condition, DiscdiffError
 
-PLAN = 8192
+PLAN = 131_072
 """Rows whose places are worked out at once."""
+AT_ONCE, COPIED_AT_ONCE = 2**26, 2**20
+"""Tokens that are made ready at once: of one store, and where they are copied for that."""
 AHEAD = 2
 """Groups of batches that are made ahead of the reader."""
 
@@ -56,7 +59,7 @@ class Loader:
         ]
         self.rows_per_epoch = sum(counts)
         """Rows of one pass over the store; over a mixture, the rows of all its stores."""
-        self._streams: WeakSet[Prefetch[Canvas]] = WeakSet()
+        self._streams: WeakSet[Reads] = WeakSet()
 
     @property
     def length(self) -> int:
@@ -82,19 +85,18 @@ class Loader:
     def read(self, start: int, count: int) -> Canvas:
         """Rows `start` to `start + count` of the stream, tokens int64, on the CPU."""
         _require(start, count)
-        return self._canvases(self._places(np.arange(start, start + count)), count, fresh)[0]
+        return self._prepared(self._places(np.arange(start, start + count))).canvas(0, count, fresh)
 
-    def stream(self, start: int, count: int, stride: int | None = None) -> Prefetch[Canvas]:
-        """`read(start, count)`, `read(start + stride, count)` and so on, read ahead in a thread.
+    def stream(self, start: int, count: int, stride: int | None = None) -> "Reads":
+        """`read(start, count)`, `read(start + stride, count)` and so on, made ready ahead in a thread.
 
-        The stride is `count` unless given. Memory is pinned where there is a GPU. The iterator's `waited`
-        tells the seconds that its reader has waited; close it, or use it in a `with` statement.
+        The stride is `count` unless given. Memory is pinned where there is a GPU. Close it, or use it in a
+        `with` statement.
         """
         _require(start, count)
-        groups = self._groups(start, count, count if stride is None else stride)
-        stream = Prefetch(groups, AHEAD)
-        self._streams.add(stream)
-        return stream
+        reads = Reads(self._groups(start, count, count if stride is None else stride), count)
+        self._streams.add(reads)
+        return reads
 
     def close(self) -> None:
         """End the streams. The stores stay open: they belong to who opened them."""
@@ -109,21 +111,26 @@ class Loader:
     ) -> None:
         self.close()
 
-    def _groups(self, start: int, count: int, stride: int) -> Iterator[list[Canvas]]:
+    def _groups(self, start: int, count: int, stride: int) -> Iterator[list["_Prepared"]]:
         """Batches in groups that grow, so that the first comes at once and the later ones cost less."""
-        new = pinned if torch.cuda.is_available() else Recycled()
         batches = max(1, PLAN // count)
         offsets = (stride * np.arange(batches)[:, None] + np.arange(count)).ravel()
-        most = max(1, min(store.reach for store in self._stores) // (count * self.length))
         group = 1
         while True:
             places = self._places(start + offsets)
             first = 0
             while first < batches:
                 stop = min(first + group, batches)
-                yield self._canvases(places.part(first * count, stop * count), count, new)
-                first, group = stop, min(2 * group, most)
+                ready = self._prepared(places.part(first * count, stop * count))
+                ready.rows.touch()
+                yield [ready]
+                first, group = stop, min(2 * group, max(1, self._at_once(ready) // (count * self.length)))
             start += batches * stride
+
+    def _at_once(self, ready: "_Prepared") -> int:
+        """Tokens that are best made ready at once: fewer where that takes memory, or a download."""
+        copied = self._mixture is not None or ready.documents is not None
+        return min(COPIED_AT_ONCE if copied else AT_ONCE, *(store.reach for store in self._stores))
 
     def _places(self, positions: np.ndarray) -> _Places:
         if self._mixture is None:
@@ -134,71 +141,116 @@ class Loader:
             rows[stores == number] = order.at(indices[stores == number])
         return _Places(positions, stores, rows)
 
-    def _canvases(self, places: _Places, count: int, new: Provider) -> list[Canvas]:
-        """The rows at some places, `count` to a batch."""
-        shape = (len(places.rows), self.length)
-        tokens, free = new(shape, torch.int64), new(shape, torch.bool)
-        spans, documents = self._copy(places, tokens.numpy())
-        if spans.sizes is None:
-            free.numpy().fill(True)
-        else:
-            np.less(np.arange(self.length), spans.sizes[:, None], out=free.numpy())
-            tokens.numpy()[~free.numpy()] = self._stores[0].separator or 0
-        rows = new(places.positions.shape, torch.int64)
-        np.copyto(rows.numpy(), places.positions)
-        parts = _batches(tokens, count), _batches(free, count), _batches(rows, count)
+    def _prepared(self, places: _Places) -> "_Prepared":
         labels = places.stores if isinstance(self._mixture, Classes) else None
-        if documents is None and labels is None:
-            return [Canvas(*batch) for batch in zip(*parts, strict=True)]
-        batches = len(parts[0])
-        conditions = [
-            Condition(labels=label, documents=ids)
-            for label, ids in zip(
-                _copied(labels, new, count, batches), _copied(documents, new, count, batches), strict=True
-            )
-        ]
-        return [Canvas(*batch) for batch in zip(*parts, conditions, strict=True)]
-
-    def _copy(self, places: _Places, tokens: np.ndarray) -> tuple[Spans, np.ndarray | None]:
-        """Fill in the tokens; tell where they lay, and their documents, if asked for."""
         if places.stores is not None:
-            return self._mix(places, places.stores, tokens)
+            return self._mixed(places, places.stores, labels)
         store = self._stores[0]
         spans = self.packing.spans(store, places.rows, places.positions, self.seed)
-        store.read_into(spans.begin, tokens)
-        return spans, self.packing.documents(store, spans.begin)
+        rows = store.rows(spans.begin, self.length)
+        documents = self.packing.documents(store, spans.begin)
+        return _Prepared(rows, places.positions, spans.sizes, self._padding, labels, documents)
 
-    def _mix(
-        self, places: _Places, stores: np.ndarray, tokens: np.ndarray
-    ) -> tuple[Spans, np.ndarray | None]:
-        """As `_copy`, of several stores."""
-        begin, sizes = np.empty_like(places.rows), np.full(len(places.rows), self.length)
+    def _mixed(self, places: _Places, stores: np.ndarray, labels: np.ndarray | None) -> "_Prepared":
+        """As `_prepared`, of several stores, whose rows are copied together."""
+        tokens = np.empty((len(places.rows), self.length), self._stores[0].dtype)
+        sizes = np.full(len(tokens), self.length)
         documents: np.ndarray | None = None
         for number, store in enumerate(self._stores):
             here = np.flatnonzero(stores == number)
             spans = self.packing.spans(store, places.rows[here], places.positions[here], self.seed)
-            tokens[here], begin[here] = store.read(spans.begin, self.length), spans.begin
+            tokens[here] = store.read(spans.begin, self.length)
             sizes[here] = self.length if spans.sizes is None else spans.sizes
             if (ids := self.packing.documents(store, spans.begin)) is not None:
                 documents = np.empty(tokens.shape, np.int64) if documents is None else documents
                 documents[here] = ids
-        return Spans(begin, sizes), documents
+        return _Prepared(Rows.of(tokens), places.positions, sizes, self._padding, labels, documents)
+
+    @property
+    def _padding(self) -> int:
+        return self._stores[0].separator or 0
 
 
-def _copied(
-    values: np.ndarray | None, new: Provider, count: int, batches: int
-) -> Sequence[torch.Tensor | None]:
-    """Values in memory of the provider, `count` rows to a batch; None for each batch if there are none."""
-    if values is None:
-        return [None] * batches
+@dataclass(frozen=True)
+class _Prepared:
+    """Rows that lie in memory, and all else that their batches say of them."""
+
+    rows: Rows
+    positions: np.ndarray
+    sizes: np.ndarray | None
+    """Tokens of each row that are text; None if all are."""
+    padding: int
+    labels: np.ndarray | None
+    documents: np.ndarray | None
+
+    def canvas(self, start: int, stop: int, new: Provider) -> Canvas:
+        """Rows `start` to `stop` as a batch in memory of the provider."""
+        shape = (stop - start, self.rows.length)
+        tokens, free = new(shape, torch.int64), new(shape, torch.bool)
+        text, scored = tokens.numpy(), free.numpy()
+        self.rows.copy(start, stop, text)
+        if self.sizes is None:
+            scored.fill(True)
+        else:
+            np.less(np.arange(shape[1]), self.sizes[start:stop, None], out=scored)
+            text[~scored] = self.padding
+        numbers = _copied(self.positions[start:stop], new)
+        if self.labels is None and self.documents is None:
+            return Canvas(tokens, free, numbers, _NOTHING)
+        labels, documents = (
+            None if values is None else _copied(values[start:stop], new)
+            for values in (self.labels, self.documents)
+        )
+        return Canvas(tokens, free, numbers, Condition(labels=labels, documents=documents))
+
+
+_NOTHING = Condition()
+
+
+class Reads(Iterator[Canvas]):
+    """The batches of a stream; a context manager.
+
+    A thread works out which rows come, and sees to it that they lie in memory and are checked. What is left
+    to the reader is the copy, which stays in the caches of its core.
+    """
+
+    def __init__(self, groups: Iterator[list[_Prepared]], count: int):
+        self._count = count
+        self._groups = Prefetch(groups, AHEAD)
+        self._group: _Prepared | None = None
+        self._start = 0
+        self._new: Provider = pinned if torch.cuda.is_available() else Recycled()
+
+    def __next__(self) -> Canvas:
+        if self._group is None or self._start == len(self._group.positions):
+            self._group, self._start = next(self._groups), 0
+        start, self._start = self._start, self._start + self._count
+        return self._group.canvas(start, self._start, self._new)
+
+    @property
+    def waited(self) -> float:
+        """Seconds for which the thread was waited for so far."""
+        return self._groups.waited
+
+    def close(self) -> None:
+        """End the thread. What was made ready is dropped."""
+        self._groups.close()
+        self._group = None
+
+    def __enter__(self) -> "Reads":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _copied(values: np.ndarray, new: Provider) -> torch.Tensor:
+    """Values as int64 in memory of the provider."""
     copy = new(values.shape, torch.int64)
     np.copyto(copy.numpy(), values)
-    return _batches(copy, count)
-
-
-def _batches(rows: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
-    """`[N, ...] -> N / count of [count, ...]`, views."""
-    return rows.view(-1, count, *rows.shape[1:]).unbind()
+    return copy
 
 
 def _require(start: int, count: int) -> None:

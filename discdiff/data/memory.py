@@ -1,8 +1,9 @@
-"""One vectorized copy out of many memory-mapped files.
+"""Rows that lie in many memory-mapped files, copied as one.
 
 Rows of a shuffled batch lie in as many files as there are rows. To slice them one by one costs more than to
 copy them, so they are gathered by address: a view spans the addresses between the lowest and the highest row,
-NumPy's indexing copies the rows, and nothing between them is touched. The caller answers for every address.
+NumPy's indexing copies the rows, and nothing between them is touched. Who gives the addresses answers for
+every one of them.
 """
 
 import contextlib
@@ -17,8 +18,56 @@ STEP = 2**17
 """Bytes that are gathered before they are widened: they stay in the cache, and cost no page faults."""
 
 
-class _Rows:
-    """Overlapping rows of `width` bytes, one at every `step` bytes from `base` to `last`, each a single item.
+class Rows:
+    """Rows of `length` items of a type, at addresses aligned to it. They are copied when they are wanted.
+
+    `held` is what keeps the memory; it lives as long as this object.
+    """
+
+    def __init__(self, addresses: np.ndarray, dtype: np.dtype, length: int, held: object):
+        self.held, self.length = held, length
+        self._dtype = dtype
+        self._width = dtype.itemsize * length
+        self._base, self._last = (int(addresses.min()), int(addresses.max())) if len(addresses) else (0, -1)
+        self._indices = (addresses - self._base) // dtype.itemsize
+        self._items = np.asarray(_Items(self._base, self._last, self._width, dtype.itemsize))
+
+    @classmethod
+    def of(cls, rows: np.ndarray) -> "Rows":
+        """The rows of an array: `[n, length]`."""
+        addresses = rows.ctypes.data + rows.strides[0] * np.arange(len(rows))
+        return cls(addresses, rows.dtype, rows.shape[1], rows)
+
+    @property
+    def addresses(self) -> np.ndarray:
+        return self._base + self._dtype.itemsize * self._indices
+
+    def merged(self, others: "Rows", mine: np.ndarray) -> "Rows":
+        """These rows where `mine` is true, in order, and the others elsewhere: bool `[n]`."""
+        addresses = np.empty(len(mine), np.int64)
+        addresses[mine], addresses[~mine] = self.addresses, others.addresses
+        return Rows(addresses, self._dtype, self.length, (self.held, others.held))
+
+    def copy(self, start: int, stop: int, out: np.ndarray) -> None:
+        """Write rows `start` to `stop` into memory of whatever type: `[stop - start, length]`."""
+        if not self._width:
+            return
+        step = max(1, STEP // self._width)
+        for first in range(start, stop, step):
+            last = min(first + step, stop)
+            gathered = self._items[self._indices[first:last]].view(self._dtype)
+            np.copyto(out[first - start : last - start], gathered.reshape(last - first, -1))
+
+    def touch(self) -> None:
+        """Read a byte of each page, so that what lies on a disk is in memory when it is copied."""
+        memory = np.asarray(_Items(self._base, self._last + self._width - 1, 1, 1))
+        begin = self._dtype.itemsize * self._indices
+        for place in (*range(0, self._width, mmap.PAGESIZE), self._width - 1):
+            memory[begin + place]
+
+
+class _Items:
+    """Overlapping items of `width` bytes, one at every `step` bytes from `base` to `last`.
 
     NumPy copies items of one dimension faster than slices of two.
     """
@@ -33,16 +82,10 @@ class _Rows:
         }
 
 
-def gather(addresses: np.ndarray, dtype: np.dtype, out: np.ndarray) -> None:
-    """Copy into each row of `out`, of whatever type, from an address aligned to `dtype`: `[n], [n, L]`."""
-    base, length = int(addresses.min()), out.shape[1]
-    width = length * dtype.itemsize
-    rows = np.asarray(_Rows(base, int(addresses.max()), width, dtype.itemsize))
-    indices = (addresses - base) // dtype.itemsize
-    step = max(1, STEP // width)
-    for start in range(0, len(indices), step):
-        gathered = rows[indices[start : start + step]].view(dtype)
-        np.copyto(out[start : start + step], gathered.reshape(-1, length))
+def mapped(rows: int, length: int, dtype: np.dtype) -> np.ndarray:
+    """Zeros among the mapped files, `[rows, length]`: the heap is so far away that no view spans both."""
+    memory = mmap.mmap(-1, max(1, rows * length * dtype.itemsize))
+    return np.frombuffer(memory, dtype, rows * length).reshape(rows, length)
 
 
 def sparse(count: int) -> np.ndarray:

@@ -72,6 +72,10 @@ class RemoteChunks:
             number, _ = self._maps.popitem(last=False)
             self.address[number] = 0
 
+    @property
+    def held(self) -> object:
+        return tuple(self._maps.values())
+
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
         self.address[:] = 0

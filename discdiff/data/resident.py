@@ -45,6 +45,11 @@ class Resident(Protocol):
         """Have all these chunks in memory, checked. Raises BadShardError."""
         ...
 
+    @property
+    def held(self) -> object:
+        """What keeps the memory at the addresses of now, whatever is brought later, for who holds it."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -77,7 +82,7 @@ class LocalChunks:
     """Shards on a local disk, memory-mapped as a whole, checked chunk by chunk, or by size alone."""
 
     contiguous = True
-    reach = 2**20
+    reach = 2**26
 
     def __init__(self, folder: Folder, chunks: Chunks, *, checksums: bool):
         self._folder = folder
@@ -101,6 +106,10 @@ class LocalChunks:
         while len(self._maps) > max(MOST_MAPS, len(needed)):
             shard, _ = self._maps.popitem(last=False)
             self.address[self._chunks.first[shard] : self._chunks.first[shard + 1]] = 0
+
+    @property
+    def held(self) -> object:
+        return tuple(self._maps.values())
 
     def close(self) -> None:
         self.address[:] = 0

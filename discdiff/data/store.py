@@ -14,7 +14,7 @@ import numpy as np
 from discdiff.data.encoding import Tokenizer
 from discdiff.data.folder import Folder
 from discdiff.data.manifest import TOKENIZER, Manifest, Split, read_manifest
-from discdiff.data.memory import gather
+from discdiff.data.memory import Rows, mapped
 from discdiff.data.remote import Remote, RemoteChunks
 from discdiff.data.resident import Chunks, LocalChunks, Resident
 from discdiff.data.shard import Shard
@@ -148,30 +148,29 @@ class Store:
 
     def read(self, begin: np.ndarray, width: int) -> np.ndarray:
         """`width` tokens from each place of the stream, 0 past its end: `[n] -> [n, width]`, as stored."""
-        rows = np.empty((len(begin), width), self.dtype)
-        self.read_into(begin, rows)
-        return rows
+        tokens = np.empty((len(begin), width), self.dtype)
+        self.rows(begin, width).copy(0, len(begin), tokens)
+        return tokens
 
-    def read_into(self, begin: np.ndarray, rows: np.ndarray) -> None:
-        """As `read`, into memory of any type: `[n], [n, width]`."""
-        width = rows.shape[1]
+    def rows(self, begin: np.ndarray, width: int) -> Rows:
+        """As `read`, in memory and checked, not copied yet."""
         shard = np.searchsorted(self._last_token[:-1], begin, side="right")
         at = self._token_zero[shard] + self.dtype.itemsize * begin
         inside = begin <= self._last_token[shard] - width
         if inside.all():
-            self._read_bytes(at, self.dtype, rows)
-            return
-        if inside.any():
-            self._read_bytes(np.where(inside, at, at[inside.argmax()]), self.dtype, rows)
-        for i in np.flatnonzero(~inside):
-            self._read_across(int(begin[i]), rows[i])
+            return self._rows(at, self.dtype, width)
+        whole = self._rows(at[inside], self.dtype, width)
+        pieced = mapped(int((~inside).sum()), width, self.dtype)
+        for row, start in zip(pieced, begin[~inside].tolist(), strict=True):
+            self._read_across(start, row)
+        return whole.merged(Rows.of(pieced), inside)
 
     def borders(self, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where in the stream each document begins and how many tokens it has: int64 `[n] -> [n], [n]`."""
         shard = np.searchsorted(self._last_document[:-1], documents, side="right")
         at = self._document_zero[shard] + OFFSET.itemsize * documents
         ends = np.empty((len(at), 2), np.int64)
-        self._read_bytes(at, OFFSET, ends)
+        self._rows(at, OFFSET, 2).copy(0, len(at), ends)
         return self._first_token[shard] + ends[:, 0], ends[:, 1] - ends[:, 0]
 
     def starts(self, begin: int, end: int) -> np.ndarray:
@@ -210,38 +209,40 @@ class Store:
             shard = np.searchsorted(self._last_token, [place], side="right")
             stop = min(end, int(self._last_token[shard[0]]))
             at = self._token_zero[shard] + self.dtype.itemsize * place
-            self._read_bytes(at, self.dtype, row[None, place - begin : stop - begin])
+            self._rows(at, self.dtype, stop - place).copy(0, 1, row[None, place - begin : stop - begin])
             place = stop
 
     def _offsets_of(self, shard: int) -> np.ndarray:
         with self._lock:
             if shard not in self._offsets:
                 at = self._document_zero[[shard]] + OFFSET.itemsize * self._first_document[shard]
-                offsets = np.empty((1, self.shards[shard].documents + 1), np.int64)
-                self._read_bytes(at, OFFSET, offsets)
+                count = self.shards[shard].documents + 1
+                offsets = np.empty((1, count), np.int64)
+                self._rows(at, OFFSET, count).copy(0, 1, offsets)
                 self._offsets[shard] = offsets[0]
             self._offsets.move_to_end(shard)
             if len(self._offsets) > MOST_OFFSETS:
                 self._offsets.popitem(last=False)
             return self._offsets[shard]
 
-    def _read_bytes(self, at: np.ndarray, dtype: np.dtype, rows: np.ndarray) -> None:
-        """Fill each row with items from a byte on; none may pass the end of its shard's."""
-        size = rows.shape[1] * dtype.itemsize
+    def _rows(self, at: np.ndarray, dtype: np.dtype, length: int) -> Rows:
+        """Rows of items from a byte on, in memory and checked; none may pass the end of its shard's."""
+        size = length * dtype.itemsize
         if not len(at) or not size:
-            return
+            return Rows.of(np.empty((len(at), length), dtype))
         first, last = at // self._chunk, (at + size - 1) // self._chunk
         with self._lock:
             self._bring(first, last, most=1 + size // self._chunk)
             addresses = self._resident.address[first] + at % self._chunk
-            if self._resident.contiguous:
-                gather(addresses, dtype, rows)
-                return
-            whole = first == last
-            if whole.any():
-                gather(np.where(whole, addresses, addresses[whole.argmax()]), dtype, rows)
-            for i in np.flatnonzero(~whole):
-                rows[i] = self._join(int(first[i]), int(at[i]) % self._chunk, size).view(dtype)
+            held = self._resident.held
+            if self._resident.contiguous or (first == last).all():
+                return Rows(addresses, dtype, length, held)
+            across = np.flatnonzero(first != last)
+            joined = mapped(len(across), length, dtype)
+            for row, i in zip(joined, across.tolist(), strict=True):
+                row[:] = self._join(int(first[i]), int(at[i]) % self._chunk, size).view(dtype)
+        whole = Rows(addresses[first == last], dtype, length, held)
+        return whole.merged(Rows.of(joined), first == last)
 
     def _bring(self, first: np.ndarray, last: np.ndarray, most: int) -> None:
         """Have the chunks `first` to `last` of each row in memory; `last - first` is at most `most`."""
@@ -259,7 +260,7 @@ class Store:
         while done < size:
             count = min(size - done, self._chunk - at)
             place = self._resident.address[[number]] + at
-            gather(place, joined.dtype, joined[None, done : done + count])
+            Rows(place, joined.dtype, count, None).copy(0, 1, joined[None, done : done + count])
             number, at, done = number + 1, 0, done + count
         return joined
 
