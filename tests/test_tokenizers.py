@@ -290,6 +290,26 @@ def test_training_a_bpe_gives_the_same_file_each_time(definition: str) -> None:
     assert HuggingFace.from_str(definition).get_vocab_size() == 1000
 
 
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+def test_the_speller_agrees_with_joining_the_pieces(data: st.DataObject) -> None:
+    letter = st.sampled_from(b"ab")
+    pieces = data.draw(st.lists(st.lists(letter, max_size=20).map(bytes), min_size=1, max_size=5))
+    documents = data.draw(st.lists(st.lists(st.integers(0, len(pieces)), max_size=6), max_size=5))
+    known = [b"".join(pieces[i] for i in document if i < len(pieces)) for document in documents]
+    texts = [
+        data.draw(st.sampled_from([text, text + b"a", text[:-1], text[:-1] + b"b", b"a" + text[1:]]))
+        for text in known
+    ]
+    ids = np.array([i for document in documents for i in document], np.uint32)
+    wrong = [
+        i
+        for i, document in enumerate(documents)
+        if len(pieces) in document or b"".join(pieces[x] for x in document) != texts[i]
+    ]
+    assert Speller(pieces).misspelled(ids, offsets_of([len(x) for x in documents]), texts) == wrong
+
+
 def test_speller_knows_bytes_from_their_neighbors() -> None:
     speller = Speller([b"a", b"b", b"ab", b"0123456789abcdefXYZ", b"0123456789abcdefXYz"])
     long = b"0123456789abcdefXYZ"

@@ -72,7 +72,7 @@ def _made(work: _Build) -> tuple[Manifest, str]:
     spans = spec.corpus.plan(spec.part)
     work = replace(work, spec=spec)
     tokenizer = _tokenizer(work, spans)
-    parts = _parts(work, spans, tokenizer.to_json())
+    parts = _parts(work, spans, tokenizer)
     splits = {name: [shard for part in parts for shard in part.shards.get(name, ())] for name in SPLITS}
     found = sum(shard.documents for shards in splits.values() for shard in shards)
     if spec.duplicates == "drop":
@@ -141,17 +141,17 @@ def _alphabet(spec: Tokenize, span: Span) -> str:
     return alphabet_of(spec.clean(span))
 
 
-def _parts(work: _Build, spans: Sequence[Span], tokenizer_json: str) -> list[Part]:
+def _parts(work: _Build, spans: Sequence[Span], tokenizer: Tokenizer) -> list[Part]:
     """The records of all parts, in order: those that are noted, and the others made now."""
     notes = Notes(work.folder)
-    names = [_name("part", work.spec, span, tokenizer_json) for span in spans]
+    names = [_name("part", work.spec, span, tokenizer.fingerprint) for span in spans]
     known = [notes.get(name) for name in names]
     parts = [None if data is None else Part.model_validate_json(data) for data in known]
     todo = [index for index, part in enumerate(parts) if part is None]
     sizes = [sum(piece.size for piece in span.pieces) for span in spans]
     done = sum(sizes) - sum(sizes[index] for index in todo)
     work.progress(done, sum(sizes))
-    prepare = Preparation(work.spec, tokenizer_json, work.folder.uri)
+    prepare = Preparation(work.spec, tokenizer.to_json(), work.folder.uri)
     for position, part in work.each(prepare, [spans[index] for index in todo]):
         index = todo[position]
         notes.put(names[index], part.model_dump_json().encode())

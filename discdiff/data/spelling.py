@@ -6,16 +6,17 @@ encoded: nothing was lost, doubled, normalized or read as a control token. What 
 the text was cut into tokens as the reference cuts it; that is compared on samples.
 """
 
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-_BLOCK = 1 << 15
-"""Tokens that are checked at once: their work arrays stay in the cache."""
+from discdiff.data.encoding import offsets_of
+
+WORD = 8
+"""Bytes of a token that are compared at once."""
 
 
 def byte_of_character() -> dict[str, int]:
@@ -66,30 +67,75 @@ class Speller:
     """Compares ids with the text that they should spell."""
 
     def __init__(self, pieces: Sequence[bytes]):
-        self._pieces = pa.array(pieces, pa.binary())
+        self._borders = offsets_of([len(piece) for piece in pieces])
+        self._letters = np.frombuffer(b"".join(pieces), np.uint8)
+        self._heads = np.array([int.from_bytes(piece[:WORD], "little") for piece in pieces], np.uint64)
+        self._masks = np.array([(1 << 8 * min(len(piece), WORD)) - 1 for piece in pieces], np.uint64)
 
     def misspelled(self, ids: np.ndarray, offsets: np.ndarray, texts: Sequence[bytes]) -> list[int]:
         """The documents whose ids do not spell their text; `offsets` `[n + 1]` into the ids, `n` texts."""
-        if self._spells(ids, offsets, texts):
-            return []
-        parts = [ids[a:b] for a, b in pairwise(offsets)]
-        ends = [np.array([0, len(part)]) for part in parts]
-        return [i for i, text in enumerate(texts) if not self._spells(parts[i], ends[i], [text])]
-
-    def _spells(self, ids: np.ndarray, offsets: np.ndarray, texts: Sequence[bytes]) -> bool:
-        if len(ids) and ids.max() >= len(self._pieces):
-            return False
-        text = pa.py_buffer(b"".join(texts))
-        borders = np.zeros(len(ids) + 1, np.int64)  # where in the text each token begins
-        for start in range(0, len(ids), _BLOCK):
-            spelled = pc.take(self._pieces, pa.array(ids[start : start + _BLOCK]), boundscheck=False)
-            _, ends, written = spelled.buffers()
-            begin, block = borders[start], np.frombuffer(ends, np.int32, len(spelled) + 1)
-            borders[start : start + len(block)] = begin + block
-            if written is not None and not text[begin : begin + int(block[-1])].equals(written):
-                return False
-        return bool(borders[-1] == text.size and (borders[offsets] == _ends(texts)).all())
+        ends = offsets_of([len(text) for text in texts])
+        text = b"".join([*texts, bytes(2 * WORD - ends[-1] % WORD)])
+        wrong = np.zeros(len(texts), bool)
+        _compiled()(
+            ids,
+            offsets,
+            np.frombuffer(text, np.uint8),
+            np.frombuffer(text, "<u8"),
+            ends,
+            self._borders,
+            self._letters,
+            self._heads,
+            self._masks,
+            wrong,
+        )
+        return np.flatnonzero(wrong).tolist()
 
 
-def _ends(texts: Sequence[bytes]) -> np.ndarray:
-    return np.cumsum([0, *(len(text) for text in texts)])
+def _spells(
+    ids: np.ndarray,
+    offsets: np.ndarray,
+    text: np.ndarray,
+    words: np.ndarray,
+    ends: np.ndarray,
+    borders: np.ndarray,
+    letters: np.ndarray,
+    heads: np.ndarray,
+    masks: np.ndarray,
+    wrong: np.ndarray,
+) -> None:
+    """Mark each document in which some id is not what stands in the text, or that ends elsewhere.
+
+    Piece x is `letters[borders[x] : borders[x + 1]]`. Its first eight bytes are compared as one word, `heads`
+    under `masks`; the rest, which few have, byte by byte. `words` is the text again, eight bytes a word.
+    """
+    for document in range(len(wrong)):
+        at, end = ends[document], ends[document + 1]
+        right = True
+        for i in range(offsets[document], offsets[document + 1]):
+            x = ids[i]
+            if x >= len(heads):
+                right = False
+                break
+            first, length = borders[x], borders[x + 1] - borders[x]
+            shift = np.uint64(8 * (at % WORD))
+            word = words[at // WORD] >> shift | words[at // WORD + 1] << np.uint64(1) << np.uint64(63) - shift
+            if at + length > end or (word ^ heads[x]) & masks[x]:
+                right = False
+                break
+            for k in range(WORD, length):
+                right &= text[at + k] == letters[first + k]
+            at += length
+        wrong[document] = not right or at != end
+
+
+@cache
+def _compiled() -> Callable[..., None]:
+    """`_spells` as machine code, kept on disk for the next process where there is a place to."""
+    import numba  # takes a quarter of a second, which only who tokenizes should wait for
+
+    plain = inspect.unwrap(_spells)
+    try:
+        return numba.njit(nogil=True, cache=True)(plain)
+    except RuntimeError:  # neither beside this file nor in the user's home can be written
+        return numba.njit(nogil=True)(plain)
