@@ -25,7 +25,7 @@ _NEVER = -1e30
 _MOST = 1e30
 """kappa is cut here, where what it weighs has long been nothing."""
 _CACHED = 2**18
-"""Entries that are worked on at once on a CPU where no gradient is wanted."""
+"""Entries for each core at once where no gradient is wanted: they and what they become fit its cache."""
 
 
 class Sums(NamedTuple):
@@ -183,10 +183,10 @@ def _softened(raw: Tensor, x0: Tensor, x_t: Tensor, tilt: Tensor, log_kappa: Ten
 def _by_rows(
     function: Callable[..., tuple[Tensor, ...]], raw: Tensor, *columns: Tensor
 ) -> tuple[Tensor, ...]:
-    """A function of rows, on a CPU so few rows at a time that what it makes of them stays in the core's
-    cache. `[..., V], [...] -> [...]`
+    """A function of rows, on a CPU so few rows at a time that what it makes of them stays in the cores'
+    caches. `[..., V], [...] -> [...]`
     """
-    size = max(1, _CACHED // raw.shape[-1])
+    size = max(1, _CACHED * torch.get_num_threads() // raw.shape[-1])
     if raw.device.type != "cpu" or raw.ndim != 2 or len(raw) <= size:
         return function(raw, *columns)
     found = [function(*rows) for rows in zip(*(x.split(size) for x in (raw, *columns)), strict=True)]

@@ -5,8 +5,9 @@
 Real text of this machine (`support/corpus.py`) as JSON lines, with a BPE-32k that the project's own stage
 trains on a part of it, in two processes. Ours end with hashed, fsynced and committed shards; they and the
 bare engine take turns, and the best round counts. Printed are MB/s and how many times faster ours is
-through Ray tasks. The peers run once, `--peer-files` of 16 if time is dear; they are left out where they
-are not installed (`pip install discdiff[bench]`). `--exact` compares every id with the reference's instead.
+through Ray tasks. The peers (`support/tokenization_peers.py`) run once, `--peer-files` of 16 if time is dear,
+as their documentation shows it, and some again with their encoder tuned; they are left out where they are not
+installed (`pip install discdiff[bench]`). `--exact` compares every id with the reference's instead.
 """
 
 import argparse
@@ -36,7 +37,10 @@ from discdiff.data.probes import PROBES
 from discdiff.data.specification import Tokenize
 
 PROCESSES = 2
-PEERS = ("tiktoken", "datatrove", "litdata", "streaming", "datasets")
+PEERS = (
+    *("tiktoken", "datatrove", "litdata", "streaming", "datasets"),
+    *("litdata-tuned", "streaming-tuned", "datasets-tuned"),
+)
 
 
 # Those who tokenize it
