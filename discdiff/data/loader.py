@@ -18,7 +18,7 @@ from discdiff.data.prefetch import Prefetch
 from discdiff.data.store import Store
 from discdiff.types import Canvas, Condition, DiscdiffError
 
-PLAN = 65_536
+PLAN = 131_072
 """Rows whose places are worked out at once."""
 AT_ONCE, COPIED_AT_ONCE = 2**26, 2**20
 """Tokens that are made ready at once: of one store, and where they are copied for that."""
