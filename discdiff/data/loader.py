@@ -23,7 +23,8 @@ PLAN = 131_072
 AT_ONCE, COPIED_AT_ONCE = 2**26, 2**20
 """Tokens that are made ready at once: of one store, and where they are copied for that."""
 AHEAD = 2
-"""Groups of batches that are made ahead of the reader."""
+"""Groups of batches that are made ready ahead of the reader."""
+_NOTHING = Condition()
 
 
 @dataclass(frozen=True)
@@ -202,9 +203,6 @@ class _Prepared:
             for values in (self.labels, self.documents)
         )
         return Canvas(tokens, free, numbers, Condition(labels=labels, documents=documents))
-
-
-_NOTHING = Condition()
 
 
 class Reads(Iterator[Canvas]):
