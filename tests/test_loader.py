@@ -380,6 +380,20 @@ def test_streams_end_their_threads(store: Store) -> None:
         next(left)
 
 
+def test_the_reader_does_what_a_group_leaves_to_it() -> None:
+    me = threading.current_thread()
+
+    def groups():
+        for _ in range(2):
+            made_by = threading.current_thread()
+            yield ((made_by, threading.current_thread()) for _ in range(2))
+
+    with Prefetch(groups(), depth=2) as reads:
+        found = list(reads)
+    assert len(found) == 4
+    assert all(made_by is not me and finished_by is me for made_by, finished_by in found)
+
+
 def test_waiting_is_counted() -> None:
     def slow():
         for number in range(3):

@@ -20,8 +20,8 @@ from discdiff.types import Canvas, Condition, DiscdiffError
 
 PLAN = 131_072
 """Rows whose places are worked out at once."""
-AT_ONCE, COPIED_AT_ONCE = 2**26, 2**20
-"""Tokens that are made ready at once: of one store, and where they are copied for that."""
+COPIED = 2**20
+"""Tokens that are made ready at once where that copies them."""
 AHEAD = 2
 """Groups of batches that are made ready ahead of the reader."""
 _NOTHING = Condition()
@@ -60,7 +60,7 @@ class Loader:
         ]
         self.rows_per_epoch = sum(counts)
         """Rows of one pass over the store; over a mixture, the rows of all its stores."""
-        self._streams: WeakSet[Reads] = WeakSet()
+        self._streams: WeakSet[Prefetch[Canvas]] = WeakSet()
 
     @property
     def length(self) -> int:
@@ -88,14 +88,16 @@ class Loader:
         _require(start, count)
         return self._prepared(self._places(np.arange(start, start + count))).canvas(0, count, fresh)
 
-    def stream(self, start: int, count: int, stride: int | None = None) -> "Reads":
+    def stream(self, start: int, count: int, stride: int | None = None) -> Prefetch[Canvas]:
         """`read(start, count)`, `read(start + stride, count)` and so on, made ready ahead in a thread.
 
-        The stride is `count` unless given. Memory is pinned where there is a GPU. Close it, or use it in a
-        `with` statement.
+        The thread works out which rows come, and sees to it that they lie in memory and are checked. What is
+        left to the reader is the copy, which stays in the caches of its core. The stride is `count` unless
+        given. Memory is pinned where there is a GPU. The iterator's `waited` tells for how many seconds the
+        thread was waited for; close it, or use it in a `with` statement.
         """
         _require(start, count)
-        reads = Reads(self._groups(start, count, count if stride is None else stride), count)
+        reads = Prefetch(self._groups(start, count, count if stride is None else stride), AHEAD)
         self._streams.add(reads)
         return reads
 
@@ -112,8 +114,9 @@ class Loader:
     ) -> None:
         self.close()
 
-    def _groups(self, start: int, count: int, stride: int) -> Iterator[list["_Prepared"]]:
+    def _groups(self, start: int, count: int, stride: int) -> Iterator[Iterator[Canvas]]:
         """Batches in groups that grow, so that the first comes at once and the later ones cost less."""
+        new = pinned if torch.cuda.is_available() else Recycled()
         batches = max(1, PLAN // count)
         offsets = (stride * np.arange(batches)[:, None] + np.arange(count)).ravel()
         group = 1
@@ -124,14 +127,15 @@ class Loader:
                 stop = min(first + group, batches)
                 ready = self._prepared(places.part(first * count, stop * count))
                 ready.rows.touch()
-                yield [ready]
+                yield ready.canvases(count, new)
                 first, group = stop, min(2 * group, max(1, self._at_once(ready) // (count * self.length)))
             start += batches * stride
 
     def _at_once(self, ready: "_Prepared") -> int:
         """Tokens that are best made ready at once: fewer where that takes memory, or a download."""
+        near = min(store.reach for store in self._stores)
         copied = self._mixture is not None or ready.documents is not None
-        return min(COPIED_AT_ONCE if copied else AT_ONCE, *(store.reach for store in self._stores))
+        return min(COPIED, near) if copied else near
 
     def _places(self, positions: np.ndarray) -> _Places:
         if self._mixture is None:
@@ -204,44 +208,10 @@ class _Prepared:
         )
         return Canvas(tokens, free, numbers, Condition(labels=labels, documents=documents))
 
-
-class Reads(Iterator[Canvas]):
-    """The batches of a stream; a context manager.
-
-    A thread works out which rows come, and sees to it that they lie in memory and are checked. What is left
-    to the reader is the copy, which stays in the caches of its core.
-    """
-
-    def __init__(self, groups: Iterator[list[_Prepared]], count: int):
-        self._count = count
-        self._groups = Prefetch(groups, AHEAD)
-        self._group: _Prepared | None = None
-        self._start = 0
-        self._new: Provider = pinned if torch.cuda.is_available() else Recycled()
-
-    def __next__(self) -> Canvas:
-        if self._group is None or self._start == len(self._group.positions):
-            self._group, self._start = next(self._groups), 0
-        start, self._start = self._start, self._start + self._count
-        return self._group.canvas(start, self._start, self._new)
-
-    @property
-    def waited(self) -> float:
-        """Seconds for which the thread was waited for so far."""
-        return self._groups.waited
-
-    def close(self) -> None:
-        """End the thread. What was made ready is dropped."""
-        self._groups.close()
-        self._group = None
-
-    def __enter__(self) -> "Reads":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def canvases(self, count: int, new: Provider) -> Iterator[Canvas]:
+        """All rows, `count` to a batch, each copied when it is asked for."""
+        for start in range(0, len(self.positions), count):
+            yield self.canvas(start, start + count, new)
 
 
 def _copied(values: np.ndarray, new: Provider) -> torch.Tensor:

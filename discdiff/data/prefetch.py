@@ -4,7 +4,6 @@ import queue
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Generic, TypeVar
@@ -18,15 +17,16 @@ PATIENCE = 0.1
 class Prefetch(Iterator[T], Generic[T]):
     """The items of the groups of `source`, in order; `depth` groups are made ahead. A context manager.
 
-    What the source raises is raised here, at the same place. The thread ends with the source, with `close`,
-    or when nobody holds this object any more.
+    The thread makes the groups, the reader iterates over them: what an iterator does for an item is done when
+    the item is asked for. What the source raises is raised here, at the same place. The thread ends with the
+    source, with `close`, or when nobody holds this object any more.
     """
 
-    def __init__(self, source: Iterable[list[T]], depth: int):
+    def __init__(self, source: Iterable[Iterable[T]], depth: int):
         self.waited = 0.0
-        """Seconds that the reader has waited for items so far."""
-        self._ready: deque[T] = deque()
-        self._groups: queue.Queue[list[T] | BaseException | None] = queue.Queue(depth)
+        """Seconds that the reader has waited for groups so far."""
+        self._group: Iterator[T] = iter(())
+        self._groups: queue.Queue[Iterable[T] | BaseException | None] = queue.Queue(depth)
         self._stop = threading.Event()
         arguments = (source, self._groups, self._stop)
         self._thread = threading.Thread(target=_work, args=arguments, name="discdiff-prefetch", daemon=True)
@@ -34,14 +34,15 @@ class Prefetch(Iterator[T], Generic[T]):
         self._thread.start()
 
     def __next__(self) -> T:
-        while not self._ready:
-            self._ready.extend(self._next_group())
-        return self._ready.popleft()
+        while True:
+            for item in self._group:
+                return item
+            self._group = iter(self._next_group())
 
     def close(self) -> None:
         """End the thread. What was made ahead is dropped."""
         self._stop.set()
-        self._ready.clear()
+        self._group = iter(())
         while self._thread.is_alive():
             _drain(self._groups)
             self._thread.join(PATIENCE)
@@ -55,20 +56,20 @@ class Prefetch(Iterator[T], Generic[T]):
     ) -> None:
         self.close()
 
-    def _next_group(self) -> list[T]:
+    def _next_group(self) -> Iterable[T]:
         start = time.perf_counter()
         group = None if self._stop.is_set() and self._groups.empty() else self._groups.get()
         self.waited += time.perf_counter() - start
-        if isinstance(group, list):
+        if group is not None and not isinstance(group, BaseException):
             return group
         self._stop.set()
-        if group is None:
-            raise StopIteration
-        raise group
+        raise StopIteration if group is None else group
 
 
 def _work(
-    source: Iterable[list[T]], groups: "queue.Queue[list[T] | BaseException | None]", stop: threading.Event
+    source: Iterable[Iterable[T]],
+    groups: "queue.Queue[Iterable[T] | BaseException | None]",
+    stop: threading.Event,
 ):
     last: BaseException | None = None
     try:
@@ -81,8 +82,8 @@ def _work(
 
 
 def _hand_over(
-    item: list[T] | BaseException | None,
-    groups: "queue.Queue[list[T] | BaseException | None]",
+    item: Iterable[T] | BaseException | None,
+    groups: "queue.Queue[Iterable[T] | BaseException | None]",
     stop: threading.Event,
 ) -> bool:
     while not stop.is_set():
@@ -94,7 +95,7 @@ def _hand_over(
     return False
 
 
-def _drain(groups: "queue.Queue[list[T] | BaseException | None]") -> None:
+def _drain(groups: "queue.Queue[Iterable[T] | BaseException | None]") -> None:
     while True:
         try:
             groups.get_nowait()

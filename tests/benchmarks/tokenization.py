@@ -6,8 +6,8 @@ Real text of this machine (`support/corpus.py`) as JSON lines, with a BPE-32k th
 trains on a part of it, in two processes. Ours end with hashed, fsynced and committed shards; they and the
 bare engine take turns, and the best round counts. Printed are MB/s and how many times faster ours is
 through Ray tasks. The peers (`support/tokenization_peers.py`) run once, `--peer-files` of 16 if time is dear,
-as their documentation shows it, and some again with their encoder tuned; they are left out where they are not
-installed (`pip install discdiff[bench]`). `--exact` compares every id with the reference's instead.
+plainly, and some again with their encoder tuned; they are left out where they are not installed
+(`pip install discdiff[bench]`). `--exact` compares every id with the reference's instead.
 """
 
 import argparse

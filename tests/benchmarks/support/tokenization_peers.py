@@ -4,9 +4,8 @@ Run by that script, under an interpreter that has the tools: `python tokenizatio
 VOCABULARY OUT`. The clock starts after imports and stops when all tokens are written. Nothing here
 imports discdiff.
 
-litdata and MosaicML streaming are used as their documentation shows it, a document at a time, and datasets
-with `encode_batch` on its batches; `NAME-tuned` hands Hugging Face's `encode_batch_fast` 1,000 documents and
-keeps uint16 where it can.
+litdata and MosaicML streaming encode a document at a time, as litdata's documentation shows it, and datasets
+its batches by `encode_batch`; `NAME-tuned` hands Hugging Face's `encode_batch_fast` 1,000 documents.
 """
 
 import glob
