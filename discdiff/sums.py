@@ -12,6 +12,7 @@ With `x_0` and `x_t` two entries of a row and "around" all entries but `x_t` (al
 Taking x_t apart keeps what is left of a law that is almost sure of it: no difference of near numbers occurs.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -60,6 +61,8 @@ def with_softened(
 ) -> Sums:
     """The entries, their surroundings and the softened sum. `[..., V] -> [...]`"""
     if not torch.is_grad_enabled():
+        if raw.device.type == "cpu" and raw.dtype == torch.float32:
+            return _in_one_pass(raw, x0, x_t, tilt, log_kappa)
         return Sums(*_by_rows(_softened, raw, x0, x_t, tilt, log_kappa))
     return Sums(*_Softened.apply(raw, x0, x_t, tilt, log_kappa))  # pyright: ignore[reportGeneralTypeIssues]
 
@@ -178,6 +181,18 @@ def _softened(raw: Tensor, x0: Tensor, x_t: Tensor, tilt: Tensor, log_kappa: Ten
     found = _weighed(raw, x_t, tilt, log_kappa)
     softened = found.share.mul_(found.kappa[..., None]).log1p_().sum(-1)
     return _entry(raw, x0), found.at_t, found.around, softened
+
+
+def _in_one_pass(raw: Tensor, x0: Tensor, x_t: Tensor, tilt: Tensor, log_kappa: Tensor) -> Sums:
+    """The same on a CPU, which makes no tensor of the size of `raw`."""
+    from discdiff.softened import around_and_softened
+
+    log_kappa = log_kappa.double().clamp_max(math.log(_MOST))
+    columns = (x.expand(x_t.shape).flatten() for x in (x_t, tilt.double(), log_kappa))
+    found = around_and_softened(raw.reshape(-1, raw.shape[-1]), *columns)
+    around, softened = (x.view(x_t.shape) for x in found)
+    at_t = torch.where(_token(x_t, raw), _entry(raw, x_t.clamp_max(raw.shape[-1] - 1)), _NEVER)
+    return Sums(_entry(raw, x0), at_t, around, softened)
 
 
 def _by_rows(

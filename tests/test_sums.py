@@ -89,3 +89,33 @@ def test_without_gradients_the_numbers_are_the_same_and_the_logits_untouched(row
         found = numbers()
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert torch.equal(raw, before)
+
+
+@pytest.mark.parametrize("log_kappa", [-40.0, -9.0, -3.0, 0.0, 5.0, 60.0, 200.0])
+@pytest.mark.parametrize("vocab", [2, 64, 513, 8192])
+def test_in_one_pass_the_numbers_are_those_of_double_precision(vocab, log_kappa):
+    generator = torch.Generator().manual_seed(vocab)
+    raw = 3 * torch.randn(3, 7, vocab, generator=generator)
+    x0 = torch.randint(0, vocab, (3, 7), generator=generator)
+    x_t = torch.randint(0, vocab + 1, (3, 7), generator=generator)
+    x_t[0, 0], raw[0, 0, 0] = 0, 50  # all but sure of x_t
+    x_t[0, 1], raw[0, 1, 0] = vocab, 50  # of another
+    x_t[0, 2], raw[0, 2, 1:] = 0, -torch.inf  # nothing is left beside x_t
+    tilt, log_kappa = torch.randn(3, 7, generator=generator).double(), torch.full((3, 7), log_kappa).double()
+    expected = sums.with_softened(raw.double(), x0, x_t, tilt, log_kappa)
+    with torch.no_grad():
+        found = sums.with_softened(raw, x0, x_t, tilt, log_kappa)
+    for name, a, b in zip(found._fields, found, expected, strict=True):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a.double(), b, rtol=4e-7, atol=2e-7 if name == "around" else 0)
+
+
+def test_in_one_pass_what_is_no_number_stays_none():
+    raw = torch.zeros(3, VOCAB)
+    raw[1, 1] = torch.nan
+    raw[2, 1] = torch.inf
+    here, zero = torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.float64)
+    with torch.no_grad():
+        found = sums.with_softened(raw, here, here, zero, zero)
+    for number in (found.around, found.rest):
+        assert number.isnan().tolist() == [False, True, True]

@@ -6,13 +6,12 @@ encoded: nothing was lost, doubled, normalized or read as a control token. What 
 the text was cut into tokens as the reference cuts it; that is compared on samples.
 """
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from discdiff.compiled import compiled
 from discdiff.data.encoding import offsets_of
 
 WORD = 8
@@ -77,7 +76,7 @@ class Speller:
         ends = offsets_of([len(text) for text in texts])
         text = b"".join([*texts, bytes(2 * WORD - ends[-1] % WORD)])
         wrong = np.zeros(len(texts), bool)
-        _compiled()(
+        compiled(_spells)(
             ids,
             offsets,
             np.frombuffer(text, np.uint8),
@@ -127,15 +126,3 @@ def _spells(
                 right &= text[at + k] == letters[first + k]
             at += length
         wrong[document] = not right or at != end
-
-
-@cache
-def _compiled() -> Callable[..., None]:
-    """`_spells` as machine code, kept on disk for the next process where there is a place to."""
-    import numba  # takes a quarter of a second, which only who tokenizes should wait for
-
-    plain = inspect.unwrap(_spells)
-    try:
-        return numba.njit(nogil=True, cache=True)(plain)
-    except RuntimeError:  # neither beside this file nor in the user's home can be written
-        return numba.njit(nogil=True)(plain)

@@ -1,0 +1,150 @@
+"""The softened sum of `sums` on a processor's cores, each row of logits in one pass through their caches.
+
+With `top` the greatest entry but raw(x_t), `share(y) = exp(raw(y) - top)` for y != x_t, and kappa scaled so
+that kappa share(y) is what `sums` calls kappa w(y):
+
+    around   = top + log sum share
+    softened = log prod (1 + kappa share)
+
+The product is taken in double precision, some factors at a time. Its exponent is then set aside as an integer,
+so that it never overflows, and one logarithm does for a row. A product near 1 would leave of its factors only
+what stands behind the 1: there the first two terms of the logarithm's series in kappa are taken.
+
+This file imports Numba, which takes a quarter of a second: import it where it is called.
+"""
+
+import math
+import threading
+
+import numba
+import numpy as np
+import torch
+from jaxtyping import Float32, Float64, Int64
+from numba import prange
+from torch import Tensor
+
+from discdiff.compiled import compiled
+
+_REORDERED = frozenset({"reassoc", "contract", "nsz"})
+"""Sums may be taken in another order and products fused; that there are no NaNs must not be supposed."""
+_LOCK = threading.Lock()
+"""Not every way in which Numba may run threads bears two callers."""
+_THREADS = numba.get_num_threads()
+"""As many as Numba may run."""
+_NEVER = -1e30
+_LITTLE = 4e-4
+"""Below this the series' third term is less than a float shows, and above it what the product loses."""
+_LANES = 64
+_FACTORS = 8
+"""kappa share is at most 1e30, so that the factors of one lane reach 1e240."""
+_LOG2_E = np.float32(1 / math.log(2))
+_LOG_2 = np.float32(math.log(2))
+_TAYLOR = tuple(np.float32(1 / math.factorial(k)) for k in range(6, -1, -1))
+_LEAST = np.float32(-126)
+"""2 to this power is the least float that has all its digits; what is less counts as zero."""
+_BIAS, _DIGITS = np.int32(127), np.int32(23)
+"""Of a float's exponent, and of its fraction."""
+_BIAS_OF_DOUBLES, _DIGITS_OF_DOUBLES = 1023, 52
+_FRACTION = 2**_DIGITS_OF_DOUBLES - 1
+_ONE = _BIAS_OF_DOUBLES << _DIGITS_OF_DOUBLES
+
+
+def around_and_softened(
+    raw: Float32[Tensor, "n V"],
+    x_t: Int64[Tensor, "n"],
+    tilt: Float64[Tensor, "n"],
+    log_kappa: Float64[Tensor, "n"],
+) -> tuple[Float32[Tensor, "n"], Float32[Tensor, "n"]]:
+    """`sums`' numbers of those names, without gradients, on as many threads as torch uses. `[n, V] -> [n]`
+
+    kappa is at most 1e30.
+    """
+    found = np.empty((2, len(raw)), np.float32)
+    columns = (x.detach().contiguous().numpy() for x in (raw, x_t, tilt, log_kappa))
+    with _LOCK:
+        numba.set_num_threads(min(torch.get_num_threads(), _THREADS))
+        compiled(_rows, parallel=True, fastmath=_REORDERED)(*columns, *found)
+    around, softened = torch.from_numpy(found)
+    return around, softened
+
+
+def _rows(
+    raw: np.ndarray,
+    x_t: np.ndarray,
+    tilt: np.ndarray,
+    log_kappa: np.ndarray,
+    around: np.ndarray,
+    softened: np.ndarray,
+) -> None:
+    """Write `around` and `softened` of rows of logits. `[n, V], [n], [n], [n] -> [n], [n]`
+
+    A compiler makes vector instructions of the loops over lanes; a row is filled up to whole blocks of lanes
+    with what adds nothing.
+    """
+    rows, vocab = raw.shape
+    blocks = -(-vocab // (_FACTORS * _LANES))
+    for i in prange(rows):
+        share = np.empty((blocks, _FACTORS, _LANES), np.float32)
+        row = share.reshape(-1)
+        here = x_t[i]
+        at_t = np.float64(raw[i, here]) if here < vocab else _NEVER
+        row[:vocab] = raw[i]
+        row[vocab:] = -np.inf
+        if here < vocab:
+            row[here] = -np.inf
+
+        tops = np.full(_LANES, np.float32(-np.inf))
+        for b in range(blocks):
+            for k in range(_FACTORS):
+                for lane in range(_LANES):
+                    entry = share[b, k, lane]
+                    tops[lane] = entry if entry > tops[lane] else tops[lane]
+        top = np.float32(max(tops.max(), _NEVER))
+
+        # exp x = 2^n exp f, with f of at most log(2) / 2 and its exponential by Taylor's series.
+        totals = np.zeros(_LANES)
+        part = np.empty(_LANES, np.float32)
+        for b in range(blocks):
+            part[:] = 0
+            for k in range(_FACTORS):
+                for lane in range(_LANES):
+                    x = (share[b, k, lane] - top) * _LOG2_E
+                    n = np.int32(x - np.float32(0.5))
+                    f = (x - np.float32(n)) * _LOG_2
+                    e = _TAYLOR[0]
+                    e = e * f + _TAYLOR[1]
+                    e = e * f + _TAYLOR[2]
+                    e = e * f + _TAYLOR[3]
+                    e = e * f + _TAYLOR[4]
+                    e = e * f + _TAYLOR[5]
+                    e = e * f + _TAYLOR[6]
+                    power = np.int32((n + _BIAS) << _DIGITS).view(np.float32)
+                    e = np.float32(0) if x < _LEAST else e * power
+                    share[b, k, lane] = e
+                    part[lane] += e
+            for lane in range(_LANES):
+                totals[lane] += part[lane]
+        total = totals.sum()
+
+        around[i] = top + np.log(total)
+        log_norm = np.logaddexp(top + np.log(total), at_t + tilt[i])
+        kappa = np.exp(log_kappa[i]) * np.exp(top - log_norm)
+        if kappa * total < _LITTLE:
+            squares = 0.0
+            for v in range(len(row)):
+                squares += np.float64(row[v]) ** 2
+            softened[i] = kappa * total - kappa**2 * squares / 2
+        elif np.isnan(kappa):
+            softened[i] = np.nan
+        else:
+            product = np.ones(_LANES)
+            exponent = np.zeros(_LANES, np.int64)
+            for b in range(blocks):
+                for lane in range(_LANES):
+                    p = product[lane]
+                    for k in range(_FACTORS):
+                        p *= 1 + kappa * share[b, k, lane]
+                    bits = np.float64(p).view(np.int64)
+                    exponent[lane] += (bits >> _DIGITS_OF_DOUBLES) - _BIAS_OF_DOUBLES
+                    product[lane] = np.int64(bits & _FRACTION | _ONE).view(np.float64)
+            softened[i] = np.log(product.prod()) + math.log(2) * exponent.sum()
