@@ -6,15 +6,16 @@ that kappa share(y) is what `sums` calls kappa w(y):
     around   = top + log sum share
     softened = log prod (1 + kappa share)
 
-The product is taken in double precision, some factors at a time. Its exponent is then set aside as an integer,
-so that it never overflows, and one logarithm does for a row. A product near 1 would leave of its factors only
-what stands behind the 1: there the first two terms of the logarithm's series in kappa are taken.
+The product is taken in double precision, some factors at a time. Its exponent is then set aside as an
+integer, so that it never overflows, and one logarithm does for a row. A product near 1 would leave of its
+factors only what stands behind the 1: there the first two terms of the logarithm's series in kappa are taken.
 
 This file imports Numba, which takes a quarter of a second: import it where it is called.
 """
 
 import math
 import threading
+from functools import partial
 
 import numba
 import numpy as np
@@ -63,11 +64,12 @@ def around_and_softened(
     columns = (x.detach().contiguous().numpy() for x in (raw, x_t, tilt, log_kappa))
     with _LOCK:
         numba.set_num_threads(min(torch.get_num_threads(), _THREADS))
-        compiled(_rows, parallel=True, fastmath=_REORDERED)(*columns, *found)
+        _rows(*columns, *found)
     around, softened = torch.from_numpy(found)
     return around, softened
 
 
+@partial(compiled, parallel=True, fastmath=_REORDERED)
 def _rows(
     raw: np.ndarray,
     x_t: np.ndarray,
@@ -76,75 +78,96 @@ def _rows(
     around: np.ndarray,
     softened: np.ndarray,
 ) -> None:
-    """Write `around` and `softened` of rows of logits. `[n, V], [n], [n], [n] -> [n], [n]`
-
-    A compiler makes vector instructions of the loops over lanes; a row is filled up to whole blocks of lanes
-    with what adds nothing.
-    """
+    """Write `around` and `softened` of rows of logits. `[n, V], [n], [n], [n] -> [n], [n]`"""
     rows, vocab = raw.shape
     blocks = -(-vocab // (_FACTORS * _LANES))
     for i in prange(rows):
         share = np.empty((blocks, _FACTORS, _LANES), np.float32)
-        row = share.reshape(-1)
-        here = x_t[i]
-        at_t = np.float64(raw[i, here]) if here < vocab else _NEVER
+        row, here, at_t = share.reshape(-1), x_t[i], _NEVER
         row[:vocab] = raw[i]
         row[vocab:] = -np.inf
         if here < vocab:
+            at_t = np.float64(row[here])
             row[here] = -np.inf
+        top = _greatest(share)
+        log_sum = np.log(_shares(share, top))
+        log_norm = np.logaddexp(top + log_sum, at_t + tilt[i])
+        kappa = np.exp(log_kappa[i] + top - log_norm)
+        around[i] = top + log_sum
+        softened[i] = _series(row, kappa) if kappa * np.exp(log_sum) < _LITTLE else _product(share, kappa)
 
-        tops = np.full(_LANES, np.float32(-np.inf))
-        for b in range(blocks):
-            for k in range(_FACTORS):
-                for lane in range(_LANES):
-                    entry = share[b, k, lane]
-                    tops[lane] = entry if entry > tops[lane] else tops[lane]
-        top = np.float32(max(tops.max(), _NEVER))
 
-        # exp x = 2^n exp f, with f of at most log(2) / 2 and its exponential by Taylor's series.
-        totals = np.zeros(_LANES)
-        part = np.empty(_LANES, np.float32)
-        for b in range(blocks):
-            part[:] = 0
-            for k in range(_FACTORS):
-                for lane in range(_LANES):
-                    x = (share[b, k, lane] - top) * _LOG2_E
-                    n = np.int32(x - np.float32(0.5))
-                    f = (x - np.float32(n)) * _LOG_2
-                    e = _TAYLOR[0]
-                    e = e * f + _TAYLOR[1]
-                    e = e * f + _TAYLOR[2]
-                    e = e * f + _TAYLOR[3]
-                    e = e * f + _TAYLOR[4]
-                    e = e * f + _TAYLOR[5]
-                    e = e * f + _TAYLOR[6]
-                    power = np.int32((n + _BIAS) << _DIGITS).view(np.float32)
-                    e = np.float32(0) if x < _LEAST else e * power
-                    share[b, k, lane] = e
-                    part[lane] += e
+# A row lies in blocks of lanes, `[blocks, factors, lanes]`, filled up with what adds nothing. A compiler makes
+# vector instructions of the loops over lanes.
+
+
+@partial(compiled, fastmath=_REORDERED)
+def _greatest(raw: np.ndarray) -> np.float32:
+    """The greatest entry, no less than -1e30."""
+    tops = np.full(_LANES, np.float32(_NEVER))
+    for b in range(len(raw)):
+        for k in range(_FACTORS):
             for lane in range(_LANES):
-                totals[lane] += part[lane]
-        total = totals.sum()
+                entry = raw[b, k, lane]
+                tops[lane] = entry if entry > tops[lane] else tops[lane]
+    return tops.max()
 
-        around[i] = top + np.log(total)
-        log_norm = np.logaddexp(top + np.log(total), at_t + tilt[i])
-        kappa = np.exp(log_kappa[i]) * np.exp(top - log_norm)
-        if kappa * total < _LITTLE:
-            squares = 0.0
-            for v in range(len(row)):
-                squares += np.float64(row[v]) ** 2
-            softened[i] = kappa * total - kappa**2 * squares / 2
-        elif np.isnan(kappa):
-            softened[i] = np.nan
-        else:
-            product = np.ones(_LANES)
-            exponent = np.zeros(_LANES, np.int64)
-            for b in range(blocks):
-                for lane in range(_LANES):
-                    p = product[lane]
-                    for k in range(_FACTORS):
-                        p *= 1 + kappa * share[b, k, lane]
-                    bits = np.float64(p).view(np.int64)
-                    exponent[lane] += (bits >> _DIGITS_OF_DOUBLES) - _BIAS_OF_DOUBLES
-                    product[lane] = np.int64(bits & _FRACTION | _ONE).view(np.float64)
-            softened[i] = np.log(product.prod()) + math.log(2) * exponent.sum()
+
+@partial(compiled, fastmath=_REORDERED)
+def _shares(raw: np.ndarray, top: np.float32) -> np.float64:
+    """Write exp(raw - top) in the place of raw, and add it up.
+
+    exp x = 2^n exp f, with f of at most log(2) / 2, and its exponential by Taylor's series.
+    """
+    totals = np.zeros(_LANES)
+    part = np.empty(_LANES, np.float32)
+    for b in range(len(raw)):
+        part[:] = 0
+        for k in range(_FACTORS):
+            for lane in range(_LANES):
+                x = (raw[b, k, lane] - top) * _LOG2_E
+                n = np.int32(x - np.float32(0.5))
+                f = (x - np.float32(n)) * _LOG_2
+                e = _TAYLOR[0]
+                e = e * f + _TAYLOR[1]
+                e = e * f + _TAYLOR[2]
+                e = e * f + _TAYLOR[3]
+                e = e * f + _TAYLOR[4]
+                e = e * f + _TAYLOR[5]
+                e = e * f + _TAYLOR[6]
+                power = np.int32((n + _BIAS) << _DIGITS).view(np.float32)
+                share = np.float32(0) if x < _LEAST else e * power
+                raw[b, k, lane] = share
+                part[lane] += share
+        for lane in range(_LANES):
+            totals[lane] += part[lane]
+    return totals.sum()
+
+
+@partial(compiled, fastmath=_REORDERED)
+def _series(share: np.ndarray, kappa: np.float64) -> np.float64:
+    """sum log(1 + kappa share), to the square of kappa."""
+    total = squares = 0.0
+    for v in range(len(share)):
+        w = np.float64(share[v])
+        total += w
+        squares += w * w
+    return kappa * total - kappa * kappa * squares / 2
+
+
+@partial(compiled, fastmath=_REORDERED)
+def _product(share: np.ndarray, kappa: np.float64) -> np.float64:
+    """log prod (1 + kappa share)."""
+    if np.isnan(kappa):
+        return np.float64(np.nan)
+    product = np.ones(_LANES)
+    exponent = np.zeros(_LANES, np.int64)
+    for b in range(len(share)):
+        for lane in range(_LANES):
+            p = product[lane]
+            for k in range(_FACTORS):
+                p *= 1 + kappa * share[b, k, lane]
+            bits = np.float64(p).view(np.int64)
+            exponent[lane] += (bits >> _DIGITS_OF_DOUBLES) - _BIAS_OF_DOUBLES
+            product[lane] = np.int64(bits & _FRACTION | _ONE).view(np.float64)
+    return np.log(product.prod()) + math.log(2) * exponent.sum()
