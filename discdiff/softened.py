@@ -97,8 +97,8 @@ def _rows(
         softened[i] = _series(row, kappa) if kappa * np.exp(log_sum) < _LITTLE else _product(share, kappa)
 
 
-# A row lies in blocks of lanes, `[blocks, factors, lanes]`, filled up with what adds nothing. A compiler makes
-# vector instructions of the loops over lanes.
+# A row lies in blocks of lanes, `[blocks, factors, lanes]`, filled up with what adds nothing. A compiler
+# makes vector instructions of the loops over lanes.
 
 
 @partial(compiled, fastmath=_REORDERED)
