@@ -147,8 +147,9 @@ def _parts(work: _Build, spans: Sequence[Span], tokenizer: Tokenizer) -> list[Pa
     names = [_name("part", work.spec, span, tokenizer.fingerprint) for span in spans]
     known = [notes.get(name) for name in names]
     parts = [None if data is None else Part.model_validate_json(data) for data in known]
-    todo = [index for index, part in enumerate(parts) if part is None]
     sizes = [sum(piece.size for piece in span.pieces) for span in spans]
+    todo = [index for index, part in enumerate(parts) if part is None]
+    todo.sort(key=lambda index: -sizes[index])  # the last are small: workers end together
     done = sum(sizes) - sum(sizes[index] for index in todo)
     work.progress(done, sum(sizes))
     prepare = Preparation(work.spec, tokenizer.to_json(), work.folder.uri)

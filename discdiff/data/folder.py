@@ -9,6 +9,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from discdiff.data.disk import write_durably
 from discdiff.types import DiscdiffError
 
 
@@ -78,10 +79,11 @@ def _put_local(path: Path, data: bytes | memoryview) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            write_durably(handle, memoryview(data))
+        finally:
+            os.close(handle)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

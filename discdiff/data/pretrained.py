@@ -23,6 +23,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import fastokens
 import fsspec
 import numpy as np
+import orjson
 import tokenizers
 import xxhash
 from numpy.typing import ArrayLike
@@ -233,7 +234,7 @@ class Pretrained(Value, frozen=True):
 def _sealed(definition: str, separator: str | None) -> tuple[dict[str, Any], str]:
     """The definition with its separator marked special, so that no text can become it."""
     try:
-        parsed = json.loads(definition)
+        parsed: dict[str, Any] = orjson.loads(definition)
         names = [token["content"] for token in parsed.get("added_tokens") or ()]
         known = {*names, *(parsed["model"]["vocab"] if isinstance(parsed["model"]["vocab"], dict) else ())}
     except (ValueError, KeyError, TypeError, AttributeError) as error:

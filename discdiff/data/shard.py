@@ -13,6 +13,7 @@ import pyarrow as pa
 import xxhash
 from pydantic import Field
 
+from discdiff.data.disk import room
 from discdiff.data.folder import Folder
 from discdiff.types import DiscdiffError, Value
 
@@ -144,11 +145,11 @@ def _encode(ids: np.ndarray, offsets: np.ndarray) -> tuple[memoryview, int, int]
         kind, len(offsets) - 1, [None, pa.py_buffer(offsets)], null_count=0, children=[values]
     )
     schema = pa.schema([pa.field("tokens", kind, nullable=False)])
-    room = pa.allocate_buffer(ids.nbytes + offsets.nbytes + _FRAME)
-    sink = pa.FixedSizeBufferWriter(room)
+    memory = pa.py_buffer(room(ids.nbytes + offsets.nbytes + _FRAME))
+    sink = pa.FixedSizeBufferWriter(memory)
     with pa.ipc.new_file(sink, schema) as writer:
         writer.write_batch(pa.record_batch([column], schema=schema))
-    file = room.slice(0, sink.tell())
+    file = memory.slice(0, sink.tell())
     buffers = pa.ipc.open_file(file).get_batch(0).column(0).buffers()
     base = file.address
     offsets_at = buffers[1].address - base if buffers[1] is not None and len(offsets) > 1 else 0

@@ -15,7 +15,7 @@ from discdiff.compiled import compiled
 from discdiff.data.encoding import offsets_of
 
 WORD = 8
-"""Bytes of a token that are compared at once."""
+"""Bytes that are compared at once."""
 
 
 def byte_of_character() -> dict[str, int]:
@@ -66,29 +66,36 @@ class Speller:
     """Compares ids with the text that they should spell."""
 
     def __init__(self, pieces: Sequence[bytes]):
-        self._borders = offsets_of([len(piece) for piece in pieces])
+        self._borders = offsets_of([len(piece) for piece in pieces]).astype(np.uint64)
         self._letters = np.frombuffer(b"".join(pieces), np.uint8)
-        self._heads = np.array([int.from_bytes(piece[:WORD], "little") for piece in pieces], np.uint64)
-        self._masks = np.array([(1 << 8 * min(len(piece), WORD)) - 1 for piece in pieces], np.uint64)
+        self._words = np.array(
+            [(*_word(piece[:WORD]), *_word(piece[WORD : 2 * WORD]), len(piece)) for piece in pieces],
+            np.uint64,
+        )
 
     def misspelled(self, ids: np.ndarray, offsets: np.ndarray, texts: Sequence[bytes]) -> list[int]:
         """The documents whose ids do not spell their text; `offsets` `[n + 1]` into the ids, `n` texts."""
         ends = offsets_of([len(text) for text in texts])
-        text = b"".join([*texts, bytes(2 * WORD - ends[-1] % WORD)])
+        text = b"".join([*texts, bytes(3 * WORD)])
         wrong = np.zeros(len(texts), bool)
+        words = np.ndarray(ends[-1] + 2 * WORD, "<u8", text, strides=(1,))
         compiled(_spells)(
             ids,
-            offsets,
+            offsets.astype(np.uint64),
             np.frombuffer(text, np.uint8),
-            np.frombuffer(text, "<u8"),
-            ends,
+            words,
+            ends.astype(np.uint64),
             self._borders,
             self._letters,
-            self._heads,
-            self._masks,
+            self._words,
             wrong,
         )
         return np.flatnonzero(wrong).tolist()
+
+
+def _word(letters: bytes) -> tuple[int, int]:
+    """Up to eight bytes as a number, and a mask of as many."""
+    return int.from_bytes(letters, "little"), (1 << 8 * len(letters)) - 1
 
 
 def _spells(
@@ -99,30 +106,33 @@ def _spells(
     ends: np.ndarray,
     borders: np.ndarray,
     letters: np.ndarray,
-    heads: np.ndarray,
-    masks: np.ndarray,
+    pieces: np.ndarray,
     wrong: np.ndarray,
 ) -> None:
     """Mark each document in which some id is not what stands in the text, or that ends elsewhere.
 
-    Piece x is `letters[borders[x] : borders[x + 1]]`. Its first eight bytes are compared as one word, `heads`
-    under `masks`; the rest, which few have, byte by byte. `words` is the text again, eight bytes a word.
+    `words[i]` are the eight bytes of the text from i on. `pieces[x]` are the first eight bytes of piece x,
+    what of a word they are, the next eight, what of a word those are, and the piece's length. The few longer
+    ones are compared byte by byte: piece x is `letters[borders[x] : borders[x + 1]]`. Numbers are unsigned:
+    an index that might count from the end costs as much as the comparison.
     """
+    first, second = np.uint64(WORD), np.uint64(2 * WORD)
     for document in range(len(wrong)):
         at, end = ends[document], ends[document + 1]
-        right = True
+        right, differ = True, np.uint64(0)
         for i in range(offsets[document], offsets[document + 1]):
             x = ids[i]
-            if x >= len(heads):
+            if x >= len(pieces):
                 right = False
                 break
-            first, length = borders[x], borders[x + 1] - borders[x]
-            shift = np.uint64(8 * (at % WORD))
-            word = words[at // WORD] >> shift | words[at // WORD + 1] << np.uint64(1) << np.uint64(63) - shift
-            if at + length > end or (word ^ heads[x]) & masks[x]:
+            differ |= (words[at] ^ pieces[x, 0]) & pieces[x, 1]
+            differ |= (words[at + first] ^ pieces[x, 2]) & pieces[x, 3]
+            length = pieces[x, 4]
+            if at + length > end:
                 right = False
                 break
-            for k in range(WORD, length):
-                right &= text[at + k] == letters[first + k]
+            if length > second:
+                for k in range(second, length):
+                    right &= text[at + k] == letters[borders[x] + k]
             at += length
-        wrong[document] = not right or at != end
+        wrong[document] = not right or differ != 0 or at != end

@@ -18,11 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from support.corpus import FILES, ugly_texts, write_corpus
@@ -31,12 +32,17 @@ from discdiff.data.bookkeeping import Each
 from discdiff.data.bpe import Bpe, train_bpe
 from discdiff.data.build import build
 from discdiff.data.corpora import Files
-from discdiff.data.pool import Pool, settle
+from discdiff.data.pool import settle
 from discdiff.data.pretrained import Fast, Pretrained, Reference
 from discdiff.data.probes import PROBES
 from discdiff.data.specification import Tokenize
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 PROCESSES = 2
+ENGINE_BATCH = 4 * 2**20
+"""Characters."""
 PEERS = (
     *("tiktoken", "datatrove", "litdata", "streaming", "datasets"),
     *("litdata-tuned", "streaming-tuned", "datasets-tuned"),
@@ -57,7 +63,10 @@ def ours(spec: Tokenize, out: Path, each: Each) -> float:
 
 @contextmanager
 def ray_tasks() -> Generator[Each]:
-    """Ray with a warm worker for each process."""
+    """Ray with a worker for each process: its libraries are loaded, but it has seen no tokenizer and no text.
+
+    Words that an engine met before are cheaper, so each round has workers of its own.
+    """
     import ray
 
     from pipelines.tokenize import Spread
@@ -74,9 +83,25 @@ def ray_tasks() -> Generator[Each]:
         ray.shutdown()
 
 
+@contextmanager
+def process_tasks() -> Generator[Each]:
+    """The same in a plain process pool."""
+    with ProcessPoolExecutor(PROCESSES, get_context("forkserver"), settle) as pool:
+        list(pool.map(warm, range(PROCESSES)))
+
+        def each(function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R]]:
+            flying = {pool.submit(function, item): index for index, item in enumerate(items)}
+            for ready in as_completed(flying):
+                yield flying[ready], ready.result()
+
+        yield each
+
+
 def warm(index: int) -> None:
     import discdiff.data.preparation  # noqa: F401
+    from discdiff.data.spelling import Speller
 
+    Speller([b"a"]).misspelled(np.zeros(1, np.uint32), np.array([0, 1]), [b"a"])
     time.sleep(2)
 
 
@@ -86,9 +111,10 @@ def loaded(path: Path) -> list[str]:
 
 
 def encode_share(vocabulary: str, corpus: str, share: int) -> float:
-    """Seconds of the engine alone on a share of the text that lies in memory."""
-    files = sorted(Path(corpus).glob("*.jsonl"))[share::PROCESSES]
-    batches = [loaded(path) for path in files]
+    """Seconds of the engine alone on a share of the text that lies in memory, some MB at a time."""
+    texts = [text for path in sorted(Path(corpus).glob("*.jsonl"))[share::PROCESSES] for text in loaded(path)]
+    ends = np.cumsum([len(text) for text in texts]) // ENGINE_BATCH
+    batches = [[texts[i] for i in np.flatnonzero(ends == batch)] for batch in range(ends[-1] + 1)]
     engine = Fast(Path(vocabulary).read_text("utf-8"))
     start = time.perf_counter()
     for batch in batches:
@@ -179,13 +205,12 @@ def own_rates(corpus: Path, vocabulary: Path, folder: Path, rounds: int, size: i
     """MB/s of ours through Ray and through processes, and of the bare engine, round by round."""
     spec = Tokenize(corpus=Files(url=str(corpus)), tokenizer=Pretrained(path=str(vocabulary)))
     rates: dict[str, list[float]] = {}
-    with ray_tasks() as tasks:
-        dict(Pool(PROCESSES)(warm, range(PROCESSES)))
-        for _ in range(rounds):
-            for name, each in (("ours, Ray tasks", tasks), ("ours, process pool", Pool(PROCESSES))):
+    for _ in range(rounds):
+        for name, workers in (("ours, Ray tasks", ray_tasks), ("ours, process pool", process_tasks)):
+            with workers() as each:
                 rates.setdefault(name, []).append(size / ours(spec, folder / "ours", each) / 1e6)
-                shutil.rmtree(folder / "ours")
-            rates.setdefault("bare engine", []).append(size / bare_engine(vocabulary, corpus) / 1e6)
+            shutil.rmtree(folder / "ours")
+        rates.setdefault("bare engine", []).append(size / bare_engine(vocabulary, corpus) / 1e6)
     return rates
 
 
