@@ -2,6 +2,7 @@
 
 import os
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,13 +60,19 @@ class Folder:
 
     def put(self, name: str, data: bytes | memoryview) -> None:
         """Write a whole file: readers see all of it, on disk, or what was there before."""
+        directory, _, last = name.rpartition("/")
+        self.put_named(directory, lambda: last, data)
+
+    def put_named(self, directory: str, name: Callable[[], str], data: bytes | memoryview) -> None:
+        """The same for a name that is worked out meanwhile: a local disk asks for it when it has the data."""
+        place = f"{self.root}/{directory}".rstrip("/")
         try:
             if self.is_local:
-                _put_local(Path(self.path(name)), data)
+                _put_local(Path(place), name, data)
             else:
-                self.fs.pipe_file(self.path(name), bytes(data))
+                self.fs.pipe_file(f"{place}/{name()}", bytes(data))
         except OSError as error:
-            message = f"{self.uri}/{name} cannot be written: {error}; give a folder that you may write to"
+            message = f"{self.uri}/{name()} cannot be written: {error}; give a folder that you may write to"
             raise DiscdiffError(message) from error
 
     def sweep(self) -> None:
@@ -75,19 +82,19 @@ class Folder:
                 part.unlink(missing_ok=True)
 
 
-def _put_local(path: Path, data: bytes | memoryview) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+def _put_local(folder: Path, name: Callable[[], str], data: bytes | memoryview) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f".{secrets.token_hex(8)}.part"
     try:
         handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             write_durably(handle, memoryview(data))
         finally:
             os.close(handle)
-        part.replace(path)
+        part.replace(folder / name())
     finally:
         part.unlink(missing_ok=True)
-    _sync_directory(path.parent)
+    _sync_directory(folder)
 
 
 def _sync_directory(path: Path) -> None:

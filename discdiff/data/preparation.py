@@ -12,7 +12,7 @@ from discdiff.data.dedup import ledger_of, note
 from discdiff.data.encoding import Encoded, Tokenizer
 from discdiff.data.folder import Folder
 from discdiff.data.pretrained import Audit, PretrainedTokenizer
-from discdiff.data.shard import Shard, ShardBuilder
+from discdiff.data.shard import Sealed, Shard, ShardBuilder
 from discdiff.data.spans import Span
 from discdiff.data.specification import Tokenize
 from discdiff.data.splits import SPLITS
@@ -150,11 +150,13 @@ class _Writer:
         before = self._shards.setdefault(split, [])
         if before:
             before[-1].result()
-        write = partial(self._written, self._builders.pop(split), split, self._ledgers.pop(split, None))
+        write = partial(
+            self._written, self._builders.pop(split).sealed(), split, self._ledgers.pop(split, None)
+        )
         before.append(self._disk.submit(write))
 
-    def _written(self, builder: ShardBuilder, split: str, ledger: list[np.ndarray] | None) -> Shard:
-        shard = builder.write(self._folder, split, str(self._span))
+    def _written(self, sealed: Sealed, split: str, ledger: list[np.ndarray] | None) -> Shard:
+        shard = sealed.write(self._folder, split, str(self._span))
         if ledger is not None:
             note(self._folder, shard, np.concatenate(ledger))
         return shard

@@ -12,10 +12,12 @@ fastokens encodes. Hugging Face `tokenizers` is the reference, and stands guard 
 What remains unproven: that documents outside the sample are cut into tokens as the reference cuts them.
 """
 
+import gc
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -102,13 +104,14 @@ class PretrainedTokenizer:
     """A `tokenizer.json` with the id that closes documents."""
 
     def __init__(self, definition: str, separator: str | None = None):
-        self._definition, self._separator = _sealed(definition, separator)
-        try:
-            self._reference = Reference(self.definition)
-        except Exception as error:  # tokenizers raises bare Exception
-            raise DiscdiffError(
-                f"the tokenizer.json can't be read: {error}; give one as Hugging Face saves it"
-            ) from error
+        with _uncollected():
+            self._definition, self._separator = _sealed(definition, separator)
+            try:
+                self._reference = Reference(self.definition)
+            except Exception as error:  # tokenizers raises bare Exception
+                raise DiscdiffError(
+                    f"the tokenizer.json can't be read: {error}; give one as Hugging Face saves it"
+                ) from error
         vocabulary = self._reference.tokenizer.get_vocab(with_added_tokens=True)
         self.size = max(vocabulary.values()) + 1
         self.separator = vocabulary[self._separator]
@@ -229,6 +232,20 @@ class Pretrained(Value, frozen=True):
         path = os.path.join(self.path, "tokenizer.json") if os.path.isdir(self.path) else self.path
         fs, path = fsspec.url_to_fs(path)
         return fs.cat_file(path)
+
+
+@contextmanager
+def _uncollected() -> Generator[None]:
+    """Without garbage collection, which goes through all objects of a process again and again while a
+    vocabulary makes many of them, none garbage.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _sealed(definition: str, separator: str | None) -> tuple[dict[str, Any], str]:

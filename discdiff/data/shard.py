@@ -6,6 +6,9 @@ of its bytes, so it never changes, and writing it twice writes the same file.
 """
 
 import hashlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -73,6 +76,7 @@ class ShardBuilder:
         self._separator = separator
         self._ids: list[np.ndarray] = []
         self._lengths: list[np.ndarray] = []
+        self._smallest, self._largest = 0, -1
         self.documents = self.tokens = self.characters = self.bytes = 0
 
     @property
@@ -89,6 +93,10 @@ class ShardBuilder:
         if largest >= self._vocab:
             raise DiscdiffError(f"id {largest} is outside the vocabulary of {self._vocab} tokens")
         closed = _close(ids, offsets, self._separator, self._dtype)
+        if len(closed):
+            smallest = int(closed.min())
+            self._smallest = smallest if self._largest < 0 else min(self._smallest, smallest)
+            self._largest = max(self._largest, int(closed.max()))
         self._ids.append(closed)
         self._lengths.append(np.diff(offsets) + (self._separator is not None))
         self.documents += max(len(offsets) - 1, 0)
@@ -98,31 +106,51 @@ class ShardBuilder:
 
     def write(self, folder: Folder, split: str, source: str = "") -> Shard:
         """Write the shard under `folder`/`split`, durably and at once; the record is for the manifest."""
+        return self.sealed().write(folder, split, source)
+
+    def sealed(self) -> "Sealed":
+        """The shard's file in memory, which another thread may write."""
         if self.tokens > MOST_TOKENS:
             raise DiscdiffError(f"a shard of {self.tokens} tokens is too long; {MOST_TOKENS} is the most")
         ids = np.concatenate([*self._ids, np.empty(0, self._dtype)])
         lengths = np.concatenate([*self._lengths, np.empty(0, np.int64)])
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         data, offsets_at, values_at = _encode(ids, offsets)
-        sha256 = hashlib.sha256(data).hexdigest()
-        shard = Shard(
-            path=f"{split}/{sha256}.arrow",
-            documents=self.documents,
-            tokens=self.tokens,
-            characters=self.characters,
-            bytes=self.bytes,
+        about = {
+            "documents": self.documents,
+            "tokens": self.tokens,
+            "characters": self.characters,
+            "bytes": self.bytes,
+            "offsets_at": offsets_at,
+            "values_at": values_at,
+            "smallest": self._smallest,
+            "largest": self._largest,
+        }
+        return Sealed(data, about)
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """A shard's file, and the part of its record that does not follow from its bytes."""
+
+    data: memoryview
+    about: Mapping[str, int]
+
+    def write(self, folder: Folder, split: str, source: str = "") -> Shard:
+        """Write the file under `folder`/`split`, durably and at once. Its hashes are found meanwhile."""
+        data = self.data
+        with ThreadPoolExecutor(1) as aside:  # a disk writes by itself
+            sha256 = aside.submit(lambda: hashlib.sha256(data).hexdigest())
+            folder.put_named(split, lambda: f"{sha256.result()}.arrow", data)
+        return Shard(
+            path=f"{split}/{sha256.result()}.arrow",
             size=len(data),
-            sha256=sha256,
+            sha256=sha256.result(),
             xxh3=xxhash.xxh3_64_hexdigest(data),
             chunks="".join(xxhash.xxh3_64_hexdigest(data[i : i + CHUNK]) for i in range(0, len(data), CHUNK)),
-            offsets_at=offsets_at,
-            values_at=values_at,
-            smallest=int(ids.min()) if len(ids) else 0,
-            largest=int(ids.max()) if len(ids) else -1,
             source=source,
+            **self.about,
         )
-        folder.put(shard.path, data)
-        return shard
 
 
 def _close(ids: np.ndarray, offsets: np.ndarray, separator: int | None, dtype: np.dtype) -> np.ndarray:
