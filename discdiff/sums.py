@@ -87,10 +87,9 @@ class _CrossEntropy(Function):
 class _Total(Function):
     @staticmethod
     def forward(ctx: Any, raw: Tensor, x0: Tensor, x_t: Tensor) -> tuple[Tensor, ...]:
-        at_t, share, top = _apart(raw, x_t)
-        whole = share.sum(-1)
+        numbers, share, whole = _totaled(raw, x0, x_t)
         ctx.save_for_backward(share, whole, x0, x_t)
-        return _entry(raw, x0), at_t, top + whole.log(), _around(raw, x_t, at_t)
+        return numbers
 
     @staticmethod
     @once_differentiable
@@ -143,14 +142,16 @@ def _nats(raw: Tensor, x0: Tensor) -> tuple[Tensor]:
     return (_surprise(raw, x0)[0],)
 
 
-def _total(raw: Tensor, x0: Tensor, x_t: Tensor) -> tuple[Tensor, ...]:
-    """The numbers of `_Total`."""
+def _totaled(raw: Tensor, x0: Tensor, x_t: Tensor) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+    """The numbers of `with_total`, and exp(raw - top) around x_t with its sum."""
     at_t, share, top = _apart(raw, x_t)
-    return _entry(raw, x0), at_t, top + share.sum(-1).log(), _around(raw, x_t, at_t)
+    whole = share.sum(-1)
+    total = raw.sum(-1) - torch.where(_token(x_t, raw), at_t, 0)
+    return (_entry(raw, x0), at_t, top + whole.log(), total), share, whole
 
 
-def _around(raw: Tensor, x_t: Tensor, at_t: Tensor) -> Tensor:
-    return raw.sum(-1) - torch.where(_token(x_t, raw), at_t, 0)
+def _total(raw: Tensor, x0: Tensor, x_t: Tensor) -> tuple[Tensor, ...]:
+    return _totaled(raw, x0, x_t)[0]
 
 
 class _Weighed(NamedTuple):

@@ -38,9 +38,26 @@ class Simple(Value, frozen=True):
 
     kind: Literal["simple"] = "simple"
 
-    def times(self, clock: AnyClock, process: VariancePreserving, u: Tensor) -> tuple[Tensor, Tensor]:
+    def times(self, clock: AnyClock, process: VariancePreserving, u: Times) -> tuple[Times, Times]:
         """Times to train at, and dt/du: even ones."""
         return u, torch.ones_like(u)
+
+    def weight(self, clock: AnyClock, process: VariancePreserving, t: Times) -> Times:
+        """What a squared error at time t counts."""
+        return torch.ones_like(t)
+
+    def error(
+        self,
+        prediction: AnyPrediction,
+        process: VariancePreserving,
+        raw: Vectors,
+        e: Vectors,
+        eps: Vectors,
+        z: Vectors,
+        t: Times,
+    ) -> Vectors:
+        """What is made small: the network's output less what it should be."""
+        return raw - prediction.target(process, e, eps, t)
 
 
 class Exact(Value, frozen=True):
@@ -48,9 +65,26 @@ class Exact(Value, frozen=True):
 
     kind: Literal["exact"] = "exact"
 
-    def times(self, clock: AnyClock, process: VariancePreserving, u: Tensor) -> tuple[Tensor, Tensor]:
+    def times(self, clock: AnyClock, process: VariancePreserving, u: Times) -> tuple[Times, Times]:
         """Times to train at, and dt/du: those of the bound."""
         return clock.spread(process, u)
+
+    def weight(self, clock: AnyClock, process: VariancePreserving, t: Times) -> Times:
+        """What a squared error at time t counts."""
+        return clock.snr_weight(process, t)
+
+    def error(
+        self,
+        prediction: AnyPrediction,
+        process: VariancePreserving,
+        raw: Vectors,
+        e: Vectors,
+        eps: Vectors,
+        z: Vectors,
+        t: Times,
+    ) -> Vectors:
+        """What is made small: the vectors less their estimate."""
+        return e - prediction.clean(process, raw, z, t)
 
 
 class SelfConditioning(Value, frozen=True):
@@ -99,8 +133,8 @@ class GaussianDiffusion(Value, frozen=True):
         """What training minimizes, from one u ~ U(0, 1) per row, summed over free positions. `[B, L, E] ->
         [B]`
         """
-        e, condition = canvas.vectors, canvas.condition
-        t, pace = self.weighting.times(self.clock, self.process, u)
+        condition, weighting = canvas.condition, self.weighting
+        t, pace = weighting.times(self.clock, self.process, u)
         t = self.clock.snap(t)
         z, times, eps = self.noised(canvas, t, noise)
         before = None
@@ -110,11 +144,9 @@ class GaussianDiffusion(Value, frozen=True):
             shown = noise.uniform(Stream.SELF_CONDITION, 1, 1) < self.self_conditioning.rate
             before = torch.where(shown, first, 0)
         raw = self.raw(net, z, times, before, condition)
-        if isinstance(self.weighting, Exact):
-            nats = self._density(canvas, self.prediction.clean(self.process, raw, z, times), t)
-            return nats * pace[:, 0].to(nats)
-        error = raw - self.prediction.target(self.process, e, eps, times)
-        return (error.square().sum(-1) * canvas.free).sum(-1)
+        error = weighting.error(self.prediction, self.process, raw, canvas.vectors, eps, z, times)
+        nats = self._weighted(canvas, error, weighting.weight(self.clock, self.process, t))
+        return nats * pace[:, 0].to(nats)
 
     def vector_density(
         self, net: Network, canvas: VectorCanvas, t: Float64[Tensor, "B 1"], noise: Noise
@@ -127,7 +159,8 @@ class GaussianDiffusion(Value, frozen=True):
         before = None
         if self.self_conditioning is not None:
             before = self.estimate(net, z, times, None, canvas.condition)
-        return self._density(canvas, self.estimate(net, z, times, before, canvas.condition), t)
+        error = canvas.vectors - self.estimate(net, z, times, before, canvas.condition)
+        return self._weighted(canvas, error, self.clock.snr_weight(self.process, t))
 
     def vector_bound(
         self, net: Network, canvas: VectorCanvas, u: Float64[Tensor, "B 1"], noise: Noise
@@ -153,8 +186,9 @@ class GaussianDiffusion(Value, frozen=True):
             return z, t, eps
         return torch.where(canvas.free[..., None], z, canvas.vectors), torch.where(canvas.free, t, 0), eps
 
-    def _density(
-        self, canvas: VectorCanvas, estimate: Vectors, t: Float64[Tensor, "B 1"]
+    def _weighted(
+        self, canvas: VectorCanvas, error: Vectors, weight: Float64[Tensor, "B 1"]
     ) -> Float[Tensor, "B"]:
-        error = ((canvas.vectors - estimate).square().sum(-1) * canvas.free).sum(-1)
-        return error * self.clock.snr_weight(self.process, t)[:, 0].to(error)
+        """The squared errors of free positions, weighted."""
+        nats = (error.square().sum(-1) * canvas.free).sum(-1)
+        return nats * weight[:, 0].to(nats)
