@@ -30,7 +30,7 @@ from pipelines.generate import Drawing, Generate, generate
 from pipelines.report import ReportSpec, report
 from pipelines.runner import Runner
 from pipelines.tokenize import tokenize
-from pipelines.train import Train, train
+from pipelines.train import Mixed, Train, train
 from pipelines.tune import Tune, tune
 
 
@@ -41,6 +41,13 @@ class Elsewhere(Value, frozen=True):
     corpus: Tokenize
     split: str = "test"
     packing: AnyPacking | None = None
+
+
+class Beside(Value, frozen=True):
+    """Another corpus to train on: `weight` rows of it for each row of the experiment's own."""
+
+    corpus: Tokenize
+    weight: float = Field(gt=0, allow_inf_nan=False)
 
 
 class Measuring(Value, frozen=True):
@@ -108,6 +115,8 @@ class Experiment(Value, frozen=True):
     backbone: AnyBackbone = Transformer()
     recipe: Recipe = Recipe()
     packing: AnyPacking = Wrap(length=128)
+    mixed: tuple[Beside, ...] = ()
+    """More text to train on and to search with; what is scored is the test split of `corpus`."""
     drawing: Drawing = Drawing()
     measuring: Measuring = Measuring()
     control: Control | None = None
@@ -133,10 +142,12 @@ class Experiment(Value, frozen=True):
 
     @model_validator(mode="after")
     def _reads_one_vocabulary(self) -> "Experiment":
-        for other in self.measuring.zero_shot:
-            if other.corpus.tokenizer != self.corpus.tokenizer:
+        others = {repr(other.name): other.corpus for other in self.measuring.zero_shot}
+        others |= {f"mixed.{i}": other.corpus for i, other in enumerate(self.mixed)}
+        for name, corpus in others.items():
+            if corpus.tokenizer != self.corpus.tokenizer:
                 raise DiscdiffError(
-                    f"the text {other.name!r} has a tokenizer of its own: give it the experiment's, "
+                    f"the text {name} has a tokenizer of its own: give it the experiment's, "
                     f"{self.corpus.tokenizer.kind}, since a model reads one vocabulary"
                 )
         return self
@@ -155,6 +166,7 @@ class Ground:
     packing: AnyPacking
     backbone: AnyBackbone
     recipe: Recipe
+    mixed: tuple[Mixed, ...] = ()
 
 
 class Lineage:
@@ -167,6 +179,14 @@ class Lineage:
     @cached_property
     def tokens(self) -> Tokens:
         return self.run(tokenize, self.spec.corpus)
+
+    @cached_property
+    def mixed(self) -> tuple[Mixed, ...]:
+        others = self.spec.mixed
+        stores = self.run.all(tokenize, [other.corpus for other in others])
+        return tuple(
+            Mixed(tokens=store, weight=other.weight) for store, other in zip(stores, others, strict=True)
+        )
 
     @cached_property
     def trials(self) -> Trials | None:
@@ -190,7 +210,7 @@ class Lineage:
     @property
     def _ground(self) -> Ground:
         spec = self.spec
-        return Ground(self.tokens, spec.packing, spec.backbone, spec.recipe)
+        return Ground(self.tokens, spec.packing, spec.backbone, spec.recipe, self.mixed)
 
     @cached_property
     def samples(self) -> list[Samples]:

@@ -28,7 +28,7 @@ from pipelines.artifacts import Tokens, Trials
 from pipelines.key import canonical, fields, flatten
 from pipelines.place import Place
 from pipelines.stage import stage
-from pipelines.train import RAY, RESTARTS, Train, fit_here, prepare, resources, train
+from pipelines.train import RAY, RESTARTS, Mixed, Train, fit_here, prepare, resources, train
 from pipelines.work import Work
 
 TRIALS = "trials"
@@ -50,6 +50,8 @@ class Tune(Value, frozen=True):
     backbone: AnyBackbone = Transformer()
     recipe: Recipe = Recipe()
     packing: AnyPacking = Wrap(length=128)
+    mixed: tuple[Mixed, ...] = ()
+    """More stores to train and to look at, as in `Train`."""
     timesteps: int = Field(default=64, ge=2)
     reduction: int = Field(default=2, ge=2)
 
@@ -59,7 +61,7 @@ class Tune(Value, frozen=True):
 
     def trial(self, index: int) -> Train:
         """What a trial trains."""
-        shared = {name: getattr(self, name) for name in ("tokens", "backbone", "recipe", "packing")}
+        shared = {name: getattr(self, name) for name in ("tokens", "backbone", "recipe", "packing", "mixed")}
         return Train(method=self.candidates[index], **shared)
 
 

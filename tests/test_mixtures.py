@@ -13,18 +13,27 @@ from pydantic import ValidationError
 from test_classes import made
 from training_problem import weights
 
+from discdiff.data.characters import Symbols
+from discdiff.data.laws import Law, MarkovChain
 from discdiff.data.loader import Loader
 from discdiff.data.mixture import PERIOD, Mixture
 from discdiff.data.packing import Wrap
+from discdiff.data.specification import Tokenize
 from discdiff.methods import Mdlm
 from discdiff.networks import Transformer
+from discdiff.processes import Mask
+from discdiff.schedules import Cosine
 from discdiff.training import Loss, Recipe, Single, load
 from discdiff.training.checkpoint import latest_step
 from discdiff.types import DiscdiffError
 from pipelines.artifacts import Tokens
+from pipelines.experiment import Beside, Experiment, Lineage, Search
+from pipelines.plan import Plan
 from pipelines.runner import _inputs
 from pipelines.specs import specification
+from pipelines.tokenize import tokenize
 from pipelines.train import Mixed, Train, fit_here, prepare, reading, train
+from pipelines.tune import Tune
 
 LENGTH = 4
 SHARES = (1.0, 0.5, 0.25)
@@ -196,3 +205,29 @@ def test_tracking_names_every_store_that_a_run_reads(stores) -> None:
         "input.mixed.1.tokens.uri": stores[2].uri,
     }
     assert {tags[f"input.mixed.{i}.tokens.key"] for i in (0, 1)} == {each.key for each in stores[1:]}
+
+
+def test_an_experiment_searches_and_trains_on_the_mixture(tmp_path) -> None:
+    law, tokenizer = MarkovChain.random(4, seed=1), Symbols(size=4)
+    first, second, third = (
+        Tokenize(corpus=Law(law=law, length=16, train=20, validation=4, test=4, seed=i), tokenizer=tokenizer)
+        for i in range(3)
+    )
+    search = Search(candidates=(Mdlm(), Mdlm(process=Mask(schedule=Cosine()))))
+    spec = Experiment(
+        name="mixed",
+        corpus=first,
+        mixed=(Beside(corpus=second, weight=0.5), Beside(corpus=third, weight=2.0)),
+        methods=(Mdlm(),),
+        search=search,
+        packing=Wrap(length=16),
+    )
+    lineage = Lineage(spec, Plan(str(tmp_path)))
+    expected = [(tokenize.key(second), 0.5), (tokenize.key(third), 2.0)]
+    trained = lineage._train(Mdlm(), lineage._ground)
+    searched = Tune(**(vars(lineage._ground) | dict(search)))
+    assert trained.tokens.key == searched.tokens.key == tokenize.key(first)
+    for each in (trained, searched, searched.trial(1)):
+        assert [(one.tokens.key, one.weight) for one in each.mixed] == expected
+    with pytest.raises(ValidationError, match=r"mixed\.1 has a tokenizer of its own"):
+        Experiment(**(dict(spec) | {"mixed": (spec.mixed[0], Beside(corpus=Tokenize(), weight=1.0))}))
