@@ -30,8 +30,6 @@ _REORDERED = frozenset({"reassoc", "contract", "nsz"})
 """Sums may be taken in another order and products fused; that there are no NaNs must not be supposed."""
 _LOCK = threading.Lock()
 """Not every way in which Numba may run threads bears two callers."""
-_THREADS = numba.get_num_threads()
-"""As many as Numba may run."""
 _NEVER = -1e30
 _LITTLE = 4e-4
 """Below this the series' third term is less than a float shows, and above it what the product loses."""
@@ -61,16 +59,21 @@ def around_and_softened(
     kappa is at most 1e30.
     """
     found = np.empty((2, len(raw)), np.float32)
-    columns = (x.detach().contiguous().numpy() for x in (raw, x_t, tilt, log_kappa))
-    with _LOCK:
-        numba.set_num_threads(min(torch.get_num_threads(), _THREADS))
-        _rows(*columns, *found)
+    columns = [x.detach().contiguous().numpy() for x in (raw, x_t, tilt, log_kappa)]
+    threads = torch.get_num_threads()
+    if threads == 1:
+        _one_after_another(*columns, *found)
+    else:
+        with _LOCK:
+            numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # pyright: ignore
+            _side_by_side(*columns, *found)
+            torch.set_num_threads(threads)  # the threads that Numba starts change torch's number
     around, softened = torch.from_numpy(found)
     return around, softened
 
 
-@partial(compiled, parallel=True, fastmath=_REORDERED)
-def _rows(
+@partial(compiled, fastmath=_REORDERED)
+def _one_after_another(
     raw: np.ndarray,
     x_t: np.ndarray,
     tilt: np.ndarray,
@@ -79,22 +82,41 @@ def _rows(
     softened: np.ndarray,
 ) -> None:
     """Write `around` and `softened` of rows of logits. `[n, V], [n], [n], [n] -> [n], [n]`"""
-    rows, vocab = raw.shape
-    blocks = -(-vocab // (_FACTORS * _LANES))
-    for i in prange(rows):
-        share = np.empty((blocks, _FACTORS, _LANES), np.float32)
-        row, here, at_t = share.reshape(-1), x_t[i], _NEVER
-        row[:vocab] = raw[i]
-        row[vocab:] = -np.inf
-        if here < vocab:
-            at_t = np.float64(row[here])
-            row[here] = -np.inf
-        top = _greatest(share)
-        log_sum = np.log(_shares(share, top))
-        log_norm = np.logaddexp(top + log_sum, at_t + tilt[i])
-        kappa = np.exp(log_kappa[i] + top - log_norm)
-        around[i] = top + log_sum
-        softened[i] = _series(row, kappa) if kappa * np.exp(log_sum) < _LITTLE else _product(share, kappa)
+    for i in range(len(raw)):
+        around[i], softened[i] = _row(raw[i], x_t[i], tilt[i], log_kappa[i])
+
+
+@partial(compiled, parallel=True, fastmath=_REORDERED)
+def _side_by_side(
+    raw: np.ndarray,
+    x_t: np.ndarray,
+    tilt: np.ndarray,
+    log_kappa: np.ndarray,
+    around: np.ndarray,
+    softened: np.ndarray,
+) -> None:
+    """The same on several threads."""
+    for i in prange(len(raw)):
+        around[i], softened[i] = _row(raw[i], x_t[i], tilt[i], log_kappa[i])
+
+
+@partial(compiled, fastmath=_REORDERED)
+def _row(raw: np.ndarray, here: int, tilt: float, log_kappa: float) -> tuple[float, float]:
+    """`around` and `softened` of one row. `[V]`"""
+    vocab = len(raw)
+    share = np.empty((-(-vocab // (_FACTORS * _LANES)), _FACTORS, _LANES), np.float32)
+    row, at_t = share.reshape(-1), _NEVER
+    row[:vocab] = raw
+    row[vocab:] = -np.inf
+    if here < vocab:
+        at_t = np.float64(raw[here])
+        row[here] = -np.inf
+    top = _greatest(share)
+    log_sum = np.log(_shares(share, top))
+    log_norm = np.logaddexp(top + log_sum, at_t + tilt)
+    kappa = np.exp(log_kappa + top - log_norm)
+    little = kappa * np.exp(log_sum) < _LITTLE
+    return top + log_sum, _series(row, kappa) if little else _product(share, kappa)
 
 
 # A row lies in blocks of lanes, `[blocks, factors, lanes]`, filled up with what adds nothing. A compiler

@@ -1,5 +1,8 @@
 """Sums over a row of logits: their values are what they say, and their gradients are their derivatives."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -91,9 +94,19 @@ def test_without_gradients_the_numbers_are_the_same_and_the_logits_untouched(row
     assert torch.equal(raw, before)
 
 
+@pytest.fixture
+def threads():
+    """Sets how many threads torch has, until the end of the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("log_kappa", [-40.0, -9.0, -3.0, 0.0, 5.0, 60.0, 200.0])
 @pytest.mark.parametrize("vocab", [2, 64, 513, 8192])
-def test_in_one_pass_the_numbers_are_those_of_double_precision(vocab, log_kappa):
+@pytest.mark.parametrize("number", [1, 3])
+def test_in_one_pass_the_numbers_are_those_of_double_precision(vocab, log_kappa, number, threads):
+    threads(number)
     generator = torch.Generator().manual_seed(vocab)
     raw = 3 * torch.randn(3, 7, vocab, generator=generator)
     x0 = torch.randint(0, vocab, (3, 7), generator=generator)
@@ -119,3 +132,24 @@ def test_in_one_pass_what_is_no_number_stays_none():
         found = sums.with_softened(raw, here, here, zero, zero)
     for number in (found.around, found.rest):
         assert number.isnan().tolist() == [False, True, True]
+
+
+THREADS = """
+import torch
+from discdiff import sums
+
+torch.set_num_threads({number})
+before = torch.get_num_threads()
+rows = torch.zeros(64, dtype=torch.int64)
+with torch.no_grad():
+    sums.with_softened(torch.zeros(64, 8), rows, rows, rows.double(), rows.double())
+print(before, torch.get_num_threads())
+"""
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_in_one_pass_torch_keeps_its_threads(number):
+    """In a process of its own, since threads are started once."""
+    script = THREADS.format(number=number)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(number)] * 2
