@@ -91,6 +91,8 @@ def page() -> Page:
             if name in ("mdlm", "udlm")
             else None,
             settings={"kind": name},
+            entropy=1.6881,
+            excess=Estimate(value=1.6881, se=0.0091) if name in scores else None,
         )
         for name, row in zip(NAMES, measured[:-1], strict=True)
     ]

@@ -24,6 +24,8 @@ FLAGS = [
     "--disable-sync",
 ]
 DESKTOP, PHONE = {"width": 1200, "height": 900}, {"width": 360, "height": 740}
+SMALLEST = {"width": 320, "height": 568}
+"""At which a page must still be read without scrolling sideways (WCAG 2.1, 1.4.10)."""
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +131,7 @@ def test_another_model_has_its_own_trajectory(tab):
     assert "masked" not in status(tab)
 
 
-@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE, SMALLEST], ids=["desktop", "phone", "smallest"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_charts_are_drawn_and_nothing_overflows(tab, size, scheme):
     tab.set_viewport_size(size)
