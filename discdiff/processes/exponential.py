@@ -73,8 +73,9 @@ class Series:
         index = torch.stack([torch.cat([rates.source, diagonal]), torch.cat([rates.target, diagonal])])
         value = torch.cat([rates.rate / self.rate, 1 - exits / self.rate])
         shape = (rates.states, rates.states)
-        self.rows = torch.sparse_coo_tensor(index, value, shape, check_invariants=True).coalesce()
-        self.columns = self.rows.t().coalesce()
+        with torch.sparse.check_sparse_tensor_invariants():
+            self.rows = torch.sparse_coo_tensor(index, value, shape).coalesce()
+            self.columns = self.rows.t().coalesce()
 
     @staticmethod
     def terms_of(most: float, tolerance: float) -> int:

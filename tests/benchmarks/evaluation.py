@@ -25,6 +25,7 @@ from discdiff.methods import Autoregressive, Gidd, Mdlm, Sedd, Udlm
 from discdiff.networks import Transformer
 from discdiff.types import Canvas, canvas
 
+METHODS = {each.kind: each for each in (Autoregressive(), Mdlm(), Sedd(), Udlm(), Gidd())}
 LENGTH, BATCH = 256, 16
 ESTIMATOR = Likelihood(strata=1, draws=1)
 
@@ -87,10 +88,11 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
     given = parser.parse_args()
     shape = Transformer(layers=given.layers, width=given.width, heads=given.heads)
-    for method in (Autoregressive(), Mdlm(), Udlm(), Gidd(), Sedd()):
-        bound(method, shape, given.vocab, given.tokens)
+    for name in given.methods:
+        bound(METHODS[name], shape, given.vocab, given.tokens)
     for training in (2**21, 2**23, 2**24):
         metrics(training)
 
