@@ -72,6 +72,10 @@ def around_and_softened(
     return around, softened
 
 
+# Two functions, since Numba keeps code on disk by its function, whatever the options; and since one thread
+# must not start others, which would take cores that belong to other processes.
+
+
 @partial(compiled, fastmath=_REORDERED)
 def _one_after_another(
     raw: np.ndarray,

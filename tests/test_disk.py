@@ -49,6 +49,16 @@ def _takes_direct(handle: int) -> bool:
     return True
 
 
+def test_it_goes_on_where_the_file_stands(tmp_path: Path) -> None:
+    data = disk.room(2**21)
+    data[:] = np.random.default_rng(0).integers(0, 256, 2**21)
+    with (tmp_path / "file").open("w+b", buffering=0) as file:
+        file.write(b"abc")
+        disk.write_durably(file.fileno(), memoryview(data))
+        file.seek(0)
+        assert file.read() == b"abc" + data.tobytes()
+
+
 def test_a_full_disk_is_an_error() -> None:
     with open("/dev/full", "wb") as full, pytest.raises(OSError, match="No space left"):
         disk.write_durably(full.fileno(), memoryview(disk.room(2**21)))

@@ -14,6 +14,7 @@ from test_classes import made
 from training_problem import weights
 
 from discdiff.data.characters import Symbols
+from discdiff.data.files import Files
 from discdiff.data.laws import Law, MarkovChain
 from discdiff.data.loader import Loader
 from discdiff.data.mixture import PERIOD, Mixture
@@ -26,6 +27,7 @@ from discdiff.schedules import Cosine
 from discdiff.training import Loss, Recipe, Single, load
 from discdiff.training.checkpoint import latest_step
 from discdiff.types import DiscdiffError
+from pipelines import presets
 from pipelines.artifacts import Tokens
 from pipelines.experiment import Beside, Experiment, Lineage, Search
 from pipelines.plan import Plan
@@ -231,3 +233,9 @@ def test_an_experiment_searches_and_trains_on_the_mixture(tmp_path) -> None:
         assert [(one.tokens.key, one.weight) for one in each.mixed] == expected
     with pytest.raises(ValidationError, match=r"mixed\.1 has a tokenizer of its own"):
         Experiment(**(dict(spec) | {"mixed": (spec.mixed[0], Beside(corpus=Tokenize(), weight=1.0))}))
+
+
+def test_an_experiment_s_mixture_is_named_on_the_command_line() -> None:
+    other = "mixed=[{corpus={corpus={kind='files',url='/data/text'}},weight=0.5}]"
+    (beside,) = specification(Experiment, [other], presets.smoke()).mixed
+    assert beside == Beside(corpus=Tokenize(corpus=Files(url="/data/text")), weight=0.5)

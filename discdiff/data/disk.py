@@ -40,20 +40,21 @@ def _directly(handle: int, data: memoryview) -> int:
     import fcntl  # not everywhere, as O_DIRECT is not
 
     whole = len(data) // PAGE * PAGE
+    start, flags = os.lseek(handle, 0, os.SEEK_CUR), fcntl.fcntl(handle, fcntl.F_GETFL)
     try:
-        fcntl.fcntl(handle, fcntl.F_SETFL, os.O_DIRECT)
+        fcntl.fcntl(handle, fcntl.F_SETFL, flags | os.O_DIRECT)
     except OSError:  # the file system knows no such thing
         return 0
     try:
         _write(handle, data[:whole])
         return whole
     except OSError as error:
-        if error.errno != errno.EINVAL:  # its blocks are larger than pages
+        if error.errno != errno.EINVAL:  # its blocks are larger than pages, or the file stands within one
             raise
-        os.lseek(handle, 0, os.SEEK_SET)
+        os.lseek(handle, start, os.SEEK_SET)
         return 0
     finally:
-        fcntl.fcntl(handle, fcntl.F_SETFL, 0)
+        fcntl.fcntl(handle, fcntl.F_SETFL, flags)
 
 
 def _write(handle: int, data: memoryview) -> None:

@@ -72,7 +72,8 @@ class Folder:
             else:
                 self.fs.pipe_file(f"{place}/{name()}", bytes(data))
         except OSError as error:
-            message = f"{self.uri}/{name()} cannot be written: {error}; give a folder that you may write to"
+            where = f"{self.uri}/{directory}".rstrip("/")
+            message = f"{where}/{name()} cannot be written: {error}; give a folder that you may write to"
             raise DiscdiffError(message) from error
 
     def sweep(self) -> None:
