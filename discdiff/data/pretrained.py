@@ -1,11 +1,12 @@
 """Any Hugging Face `tokenizer.json`: fast, and token for token what the reference gives.
 
-fastokens encodes. Hugging Face `tokenizers` is the reference, and stands guard in three ways:
+`bytepairs` encodes byte-level BPE with GPT-2's words, fastokens other vocabularies. Hugging Face `tokenizers`
+is the reference, and stands guard in three ways:
 
-1. When a tokenizer is opened, both encode a fixed set of ugly strings. If fastokens can't read it, or one id
-   differs, the reference does all the work.
-2. For byte-level tokenizers every document is proved to be spelled by its ids (`spelling`). One that isn't is
-   encoded by the reference.
+1. When a tokenizer is opened, the engine and the reference encode a fixed set of ugly strings. If the engine
+   can't read it, or one id differs, the next takes its place, the reference in the end.
+2. For byte-level tokenizers every document is proved to be spelled by its ids (`spelling`, `bytepairs`). One
+   that isn't is encoded by the reference.
 3. About one of 1,024 documents of at most 64 KiB, chosen by their content, is encoded by both. If it differs,
    the whole batch is encoded by the reference.
 
@@ -65,7 +66,9 @@ class Engine(Protocol):
 
     name: str
 
-    def encode(self, documents: Sequence[str]) -> Encoded: ...
+    def proved(self, documents: Sequence[str], utf8: Sequence[bytes]) -> tuple[Encoded, Sequence[int] | None]:
+        """Encode documents, and say which of them their ids do not spell, None if that can't be told."""
+        ...
 
 
 class Reference:
@@ -84,13 +87,21 @@ class Reference:
         ids = np.fromiter((index for one in found for index in one), np.uint32)
         return Encoded(ids, offsets_of([len(one) for one in found]))
 
+    def proved(self, documents: Sequence[str], utf8: Sequence[bytes]) -> tuple[Encoded, None]:
+        return self.encode(documents), None
+
+    def words(self, text: str) -> list[str]:
+        """A text cut as it is before it is merged."""
+        return [word for word, _ in self.tokenizer.pre_tokenizer.pre_tokenize_str(text)]
+
 
 class Fast:
-    """fastokens."""
+    """fastokens. `pieces` are the bytes of tokens, if those are fixed."""
 
     name = "fastokens"
 
-    def __init__(self, definition: str):
+    def __init__(self, definition: str, pieces: Sequence[bytes] | None = None):
+        self._speller = None if pieces is None else Speller(pieces)
         self.tokenizer = fastokens.Tokenizer.from_json_str(definition)
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
@@ -98,6 +109,10 @@ class Fast:
     def encode(self, documents: Sequence[str]) -> Encoded:
         ids, offsets = self.tokenizer.encode_batch_flat(list(documents), split_special_tokens=True)
         return Encoded(np.frombuffer(ids, np.uint32), np.frombuffer(offsets, np.uint64).astype(np.int64))
+
+    def proved(self, documents: Sequence[str], utf8: Sequence[bytes]) -> tuple[Encoded, Sequence[int] | None]:
+        encoded = self.encode(documents)
+        return encoded, self._speller.misspelled(*encoded, utf8) if self._speller else None
 
 
 class PretrainedTokenizer:
@@ -131,22 +146,29 @@ class PretrainedTokenizer:
 
     @property
     def engine(self) -> str:
-        """What encodes: fastokens, or the reference and its version."""
+        """What encodes: bytepairs, fastokens, or the reference and its version."""
         return self._engine.name
 
     @cached_property
     def _engine(self) -> Engine:
-        try:
-            fast = Fast(self.definition)
-            same = _equal(fast.encode(PROBES), self._reference.encode(PROBES))
-        except Exception:  # it raises ValueError and RuntimeError for what it does not support
-            return self._reference
-        return fast if same else self._reference
+        probes = [probe.encode() for probe in PROBES]
+        right = self._reference.encode(PROBES)
+        for opened in (self._byte_pairs, self._fast):
+            try:
+                engine = opened()
+                if engine is not None and _equal(engine.proved(PROBES, probes)[0], right):
+                    return engine
+            except (ValueError, RuntimeError):  # fastokens, for what it does not support
+                continue
+        return self._reference
 
-    @cached_property
-    def _speller(self) -> Speller | None:
-        pieces = pieces_of(self._definition)
-        return None if pieces is None else Speller(pieces)
+    def _byte_pairs(self) -> Engine | None:
+        from discdiff.data.bytepairs import BytePairs  # with Numba, for which only who encodes should wait
+
+        return BytePairs.of(self._definition, self._reference.words)
+
+    def _fast(self) -> Engine:
+        return Fast(self.definition, pieces_of(self._definition))
 
     def encode_batch(self, documents: Sequence[str]) -> Encoded:
         return self.encode_audited(documents)[0]
@@ -159,7 +181,7 @@ class PretrainedTokenizer:
         if self._engine is self._reference:
             return self._reference.encode(documents), Audit(documents=count, reference=count)
         texts = [document.encode() for document in documents] if utf8 is None else utf8
-        encoded = self._engine.encode(documents)
+        encoded, wrong = self._engine.proved(documents, texts)
         sampled = [i for i, text in enumerate(texts) if _is_sampled(text)]
         if sampled and not _equal(
             _pick(encoded, sampled), self._reference.encode([documents[i] for i in sampled])
@@ -167,12 +189,13 @@ class PretrainedTokenizer:
             exact = self._reference.encode(documents)
             differed = sum(not _equal(_pick(encoded, [i]), _pick(exact, [i])) for i in range(count))
             return exact, Audit(count, 0, len(sampled), differed, reference=count)
-        wrong = self._speller.misspelled(*encoded, texts) if self._speller else []
-        spelled = count - len(wrong) if self._speller else 0
-        encoded, differed = self._repaired(encoded, wrong, documents)
-        return encoded, Audit(count, spelled, len(sampled), differed, reference=len(wrong))
+        spelled = 0 if wrong is None else count - len(wrong)
+        encoded, differed = self._repaired(encoded, wrong or (), documents)
+        return encoded, Audit(count, spelled, len(sampled), differed, reference=len(wrong or ()))
 
-    def _repaired(self, encoded: Encoded, wrong: list[int], documents: Sequence[str]) -> tuple[Encoded, int]:
+    def _repaired(
+        self, encoded: Encoded, wrong: Sequence[int], documents: Sequence[str]
+    ) -> tuple[Encoded, int]:
         """The encoding with these documents by the reference, and how many of them that changed."""
         if not wrong:
             return encoded, 0

@@ -45,18 +45,18 @@ def pieces_of(definition: Mapping[str, Any]) -> list[bytes] | None:
 
 
 def _is_byte_level(definition: Mapping[str, Any]) -> bool:
-    steps = _steps(definition.get("pre_tokenizer"), "pretokenizers")
-    normal = {step["type"] for step in _steps(definition.get("normalizer"), "normalizers")}
+    steps = steps_of(definition.get("pre_tokenizer"), "pretokenizers")
+    normal = {step["type"] for step in steps_of(definition.get("normalizer"), "normalizers")}
     return (
         definition["model"].get("type", "BPE") == "BPE"
         and normal <= {"NFC"}
-        and any(step["type"] == "ByteLevel" for step in _steps(definition.get("decoder"), "decoders"))
+        and any(step["type"] == "ByteLevel" for step in steps_of(definition.get("decoder"), "decoders"))
         and any(step["type"] == "ByteLevel" and not step.get("add_prefix_space") for step in steps)
         and all(step["type"] in {"ByteLevel", "Split", "Digits", "Punctuation"} for step in steps)
     )
 
 
-def _steps(component: Mapping[str, Any] | None, name: str) -> Sequence[Mapping[str, Any]]:
+def steps_of(component: Mapping[str, Any] | None, name: str) -> Sequence[Mapping[str, Any]]:
     if component is None:
         return ()
     return component[name] if component["type"] == "Sequence" else (component,)
