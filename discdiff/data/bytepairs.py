@@ -1,8 +1,8 @@
 """Byte-level BPE with GPT-2's words, as one compiled pass over the bytes of many documents.
 
-A text is cut into words, and a word's tokens depend on its bytes alone: they are found by merging
-when the word is met, and remembered. Most words of a text are then one look into a table that fits
-a processor's cache. Words are compared in full, never by their hash alone.
+A text is cut into words, and a word's tokens depend on its bytes alone: they are found by merging when the
+word is met, and remembered. Most words of a text are then one look into a table, for many words at once, so
+that a processor waits for its memory once. Words are compared in full, never by their hash alone.
 
 Every word that is learned is compared with the bytes of its tokens, and words lie end to end: that ids spell
 their document is so proved on the way.
@@ -14,6 +14,7 @@ This file imports Numba, which takes a quarter of a second: import it where it i
 """
 
 import string
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -609,7 +610,7 @@ class Block(NamedTuple):
 
 
 class BytePairs:
-    """An encoder of byte-level BPE with GPT-2's words. One thread at a time may use it."""
+    """An encoder of byte-level BPE with GPT-2's words. Threads that share it wait for each other."""
 
     name = "bytepairs"
 
@@ -620,7 +621,7 @@ class BytePairs:
             offsets_of([len(piece) for piece in pieces]).astype(np.uint64),
         )
         self._memory, self._room = Memory.new(), room()
-        self._scratch = Scratch.of(int(_STRETCH))
+        self._lock, self._scratch = threading.Lock(), Scratch.of(int(_STRETCH))
         self._block = Block.of(int(_STRETCH))
 
     @classmethod
@@ -644,6 +645,10 @@ class BytePairs:
 
     def encode(self, texts: Sequence[bytes]) -> tuple[Encoded, list[int]]:
         """The same of UTF-8 alone."""
+        with self._lock:
+            return self._encoded(texts)
+
+    def _encoded(self, texts: Sequence[bytes]) -> tuple[Encoded, list[int]]:
         ends = offsets_of([len(text) + 1 for text in texts]).astype(np.uint64)
         longest = max((len(text) + 1 for text in texts), default=0)
         if longest > len(self._scratch.kinds) - PADDING:

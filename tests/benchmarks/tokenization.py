@@ -4,7 +4,7 @@
 
 Real text of this machine (`support/corpus.py`) as JSON lines, with a BPE-32k that the project's own stage
 trains on a part of it, in two processes. Ours end with hashed, fsynced and committed shards; they and the
-bare engine take turns, and the best round counts. Printed are MB/s and how many times faster ours is
+bare fastokens take turns, and the best round counts. Printed are MB/s and how many times faster ours is
 through Ray tasks. The peers (`support/tokenization_peers.py`) run once, `--peer-files` of 16 if time is dear,
 plainly, and some again with their encoder tuned; they are left out where they are not installed
 (`pip install discdiff[bench]`). `--exact` compares every id with the reference's instead.
@@ -98,10 +98,14 @@ def process_tasks() -> Generator[Each]:
 
 
 def warm(index: int) -> None:
+    """Load all code, with a vocabulary of the 256 bytes."""
     import discdiff.data.preparation  # noqa: F401
-    from discdiff.data.spelling import Speller
+    from discdiff.data.bytepairs import BytePairs, merges_of
+    from discdiff.data.spelling import byte_of_character
 
-    Speller([b"a"]).misspelled(np.zeros(1, np.uint32), np.array([0, 1]), [b"a"])
+    merges = merges_of(byte_of_character(), [], byte_of_character())
+    assert merges is not None
+    BytePairs(merges, [bytes([byte]) for byte in range(256)], lambda text: [text]).encode([b"a"])
     time.sleep(2)
 
 
@@ -111,7 +115,7 @@ def loaded(path: Path) -> list[str]:
 
 
 def encode_share(vocabulary: str, corpus: str, share: int) -> float:
-    """Seconds of the engine alone on a share of the text that lies in memory, some MB at a time."""
+    """Seconds of fastokens alone on a share of the text that lies in memory, some MB at a time."""
     texts = [text for path in sorted(Path(corpus).glob("*.jsonl"))[share::PROCESSES] for text in loaded(path)]
     ends = np.cumsum([len(text) for text in texts]) // ENGINE_BATCH
     batches = [[texts[i] for i in np.flatnonzero(ends == batch)] for batch in range(ends[-1] + 1)]
@@ -141,22 +145,26 @@ def peer(python: str, name: str, corpus: Path, vocabulary: Path, out: Path) -> f
 
 
 def compare_with_reference(vocabulary: Path, corpus: Path) -> None:
-    """Every id of every document beside the reference's: of the corpus, and of text that is only ugly."""
-    reference = Reference(Pretrained(path=str(vocabulary)).open().definition)
-    fast = Fast(Pretrained(path=str(vocabulary)).open().definition)
+    """Every id that the engines give beside the reference's: of the corpus, and of text that is only ugly."""
+    tokenizer = Pretrained(path=str(vocabulary)).open()
+    reference, engines = Reference(tokenizer.definition), [tokenizer._engine, Fast(tokenizer.definition)]
     ugly = list(ugly_texts(4000, list(PROBES)))
     for name, batches in (
         ("of the corpus", map(loaded, sorted(corpus.glob("*.jsonl")))),
         ("of random Unicode", [ugly]),
     ):
-        count = size = differing = 0
+        count = size = 0
+        differing = dict.fromkeys((engine.name for engine in engines), 0)
         for batch in batches:
-            a, b = fast.encode(batch), reference.encode(batch)
-            for i in range(len(batch)):
-                rows = (x.ids[x.offsets[i] : x.offsets[i + 1]] for x in (a, b))
-                differing += not np.array_equal(*rows)
-            count, size = count + len(batch), size + sum(len(text.encode()) for text in batch)
-        print(f"{differing} of {count:,} documents {name}, {size / 1e6:.0f} MB, differ from the reference")
+            exact, utf8 = reference.encode(batch), [text.encode() for text in batch]
+            for engine in engines:
+                found, _ = engine.proved(batch, utf8)
+                for i in range(len(batch)):
+                    rows = (x.ids[x.offsets[i] : x.offsets[i + 1]] for x in (found, exact))
+                    differing[engine.name] += not np.array_equal(*rows)
+            count, size = count + len(batch), size + sum(map(len, utf8))
+        counts = ", ".join(f"{name} {number}" for name, number in differing.items())
+        print(f"of {count:,} documents {name}, {size / 1e6:.0f} MB, differ from the reference: {counts}")
 
 
 # The figures
@@ -171,7 +179,7 @@ def main() -> None:
     parser.add_argument("--peers-python", default=sys.executable, help="an interpreter that has the peers")
     parser.add_argument("--peers", nargs="*", default=PEERS, choices=PEERS)
     parser.add_argument("--peer-files", type=int, default=FILES, help="how many of the files they tokenize")
-    parser.add_argument("--exact", action="store_true", help="only compare the engine with the reference")
+    parser.add_argument("--exact", action="store_true", help="only compare the engines with the reference")
     parser.add_argument("--folder", type=Path, help="where to work; by default a temporary folder")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="discdiff-tokenize-", dir=arguments.folder))
@@ -202,7 +210,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> None:
 
 
 def own_rates(corpus: Path, vocabulary: Path, folder: Path, rounds: int, size: int) -> dict[str, list[float]]:
-    """MB/s of ours through Ray and through processes, and of the bare engine, round by round."""
+    """MB/s of ours through Ray and through processes, and of bare fastokens, round by round."""
     spec = Tokenize(corpus=Files(url=str(corpus)), tokenizer=Pretrained(path=str(vocabulary)))
     rates: dict[str, list[float]] = {}
     for _ in range(rounds):
@@ -210,7 +218,7 @@ def own_rates(corpus: Path, vocabulary: Path, folder: Path, rounds: int, size: i
             with workers() as each:
                 rates.setdefault(name, []).append(size / ours(spec, folder / "ours", each) / 1e6)
             shutil.rmtree(folder / "ours")
-        rates.setdefault("bare engine", []).append(size / bare_engine(vocabulary, corpus) / 1e6)
+        rates.setdefault("bare fastokens", []).append(size / bare_engine(vocabulary, corpus) / 1e6)
     return rates
 
 
