@@ -332,7 +332,9 @@ def test_points_of_the_frontier_are_made_once_and_drawn_on_the_page(world, tmp_p
     alone, together = cells["steps", 8, 1], cells["steps", 8, 4]
     assert alone.seconds > 0
     assert alone.evaluations == together.evaluations
-    assert alone.entropy.value == pytest.approx(together.entropy.value), "a batch draws what its rows draw alone"
+    assert alone.entropy.value == pytest.approx(together.entropy.value), (
+        "a batch draws what its rows draw alone"
+    )
     html = (Path(page.uri) / "report.html").read_text()
     assert all(f'id="chart-{name}"' in html for name in ("quality", "evaluations", "seconds"))
 
