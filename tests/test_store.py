@@ -124,8 +124,9 @@ def test_other_widths_and_no_separator(tmp_path: Path, vocab: int) -> None:
 
 def test_a_builder_refuses_what_makes_no_sense() -> None:
     builder = ShardBuilder(VOCAB, SEPARATOR)
-    with pytest.raises(DiscdiffError, match="id 300 is outside the vocabulary of 300"):
-        builder.add(np.array([300]), np.array([0, 1]), characters=1, bytes=1)
+    for wrong in (300, -1):
+        with pytest.raises(DiscdiffError, match=f"id {wrong} is outside the vocabulary of 300"):
+            builder.add(np.array([7, wrong]), np.array([0, 2]), characters=1, bytes=1)
     for offsets in ([0, 2], [1, 3], [0, 2, 1, 3]):
         with pytest.raises(DiscdiffError, match="offsets must rise from 0 to the 3 ids"):
             builder.add(np.array([1, 2, 3]), np.array(offsets), characters=3, bytes=3)

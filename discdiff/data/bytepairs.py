@@ -13,7 +13,6 @@ of a function is made anew when the function's own file changes, not when one th
 This file imports Numba, which takes a quarter of a second: import it where it is called.
 """
 
-import string
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -37,17 +36,14 @@ _HALF = np.uint64(32)
 #     's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 #
 # A character is of one of four kinds: letter, number, space, other. Where words start follows from the kinds
-# of
-# neighbors, so that no automaton has to walk through the text:
+# of neighbors, so that no automaton has to walk through the text:
 #
 # 1. A character of another kind than the one before starts a word, unless it follows a blank (U+0020), which
 #    belongs to it.
 # 2. Of spaces before something else, the last starts a word (if it is a blank, the word that it belongs to).
-# 3. An apostrophe that starts a word takes the letters of a contraction along, and what follows starts a
-# word.
+# 3. An apostrophe that starts a word takes the letters of a contraction along; what follows starts a word.
 #
-# Which kind a character beyond ASCII is of is asked of the reference, for many at a time, when they are met
-# first.
+# Which kind a character beyond ASCII is of is asked of the reference, for many at a time, when one is met.
 # Documents lie end to end, each closed by 0xFF, a byte that UTF-8 never has.
 
 OTHER, LETTER, NUMBER, SPACE, BORDER, LATER, UNKNOWN = range(7)
@@ -60,9 +56,12 @@ BLOCK = 1024
 """Characters whose kinds are asked for at once."""
 _CHARACTERS = 0x110000
 _SURROGATES = range(0xD800, 0xE000)
-_ASCII = {LETTER: string.ascii_letters, NUMBER: string.digits, SPACE: string.whitespace}
 
 _BLANK, _APOSTROPHE = np.uint8(0x20), np.uint64(0x27)
+_SMALL, _A, _LETTERS, _ZERO_DIGIT, _DIGITS = (np.uint8(n) for n in (0x20, ord("a"), 26, ord("0"), 10))
+_TAB, _CONTROLS, _CLOSED = np.uint8(9), np.uint8(5), np.uint8(CLOSED)
+"""A tab begins five spaces of one byte; the blank is the sixth."""
+_LETTER, _NUMBER, _SPACE, _BORDER = (np.uint8(kind) for kind in (LETTER, NUMBER, SPACE, BORDER))
 _EACH = np.uint64(0x0101010101010101)
 _TOP_BITS = np.uint64(0x8080808080808080)
 _APOSTROPHES = _EACH * _APOSTROPHE
@@ -89,11 +88,6 @@ class Kinds:
         """`cut` is the reference: words in the byte-level alphabet, where a character is a byte."""
         self._cut = cut
         self.of_characters = np.full(_CHARACTERS, UNKNOWN, np.uint8)
-        self.of_bytes = np.full(256, UNKNOWN, np.uint8)
-        self.of_bytes[:0x80] = OTHER
-        for kind, characters in _ASCII.items():
-            self.of_bytes[[ord(c) for c in characters]] = kind
-        self.of_bytes[CLOSED] = BORDER
 
     def learn(self, character: int) -> None:
         """Ask for the kinds of the characters around one."""
@@ -130,7 +124,6 @@ def cut(
     text: np.ndarray,
     words: np.ndarray,
     size: np.uint64,
-    of_bytes: np.ndarray,
     of_characters: np.ndarray,
     scratch: Scratch,
 ) -> tuple[np.uint64, np.int64]:
@@ -141,7 +134,7 @@ def cut(
     """
     kinds, starts, cuts = scratch
     for i in range(size):
-        kinds[i] = of_bytes[text[i]]
+        kinds[i] = _kind(text[i])
     unknown = _wide(text, words, size, of_characters, kinds)
     if unknown >= 0:
         return np.uint64(0), unknown
@@ -154,6 +147,20 @@ def cut(
         count += np.uint64(starts[i])
     cuts[count] = size
     return count, np.int64(-1)
+
+
+@compiled
+def _kind(byte: np.uint8) -> np.uint8:
+    """The kind of a character of one byte, by comparisons alone, so that many are made at once."""
+    letter = np.uint8((byte | _SMALL) - _A) < _LETTERS
+    number = np.uint8(byte - _ZERO_DIGIT) < _DIGITS
+    space = (byte == _BLANK) | (np.uint8(byte - _TAB) < _CONTROLS)
+    return (
+        np.uint8(letter) * _LETTER
+        | np.uint8(number) * _NUMBER
+        | np.uint8(space) * _SPACE
+        | np.uint8(byte == _CLOSED) * _BORDER
+    )
 
 
 @compiled
@@ -669,7 +676,6 @@ class BytePairs:
             done, unknown = _encode(
                 batch,
                 np.uint64(done),
-                kinds.of_bytes,
                 kinds.of_characters,
                 self._scratch,
                 self._merges,
@@ -722,7 +728,6 @@ class Batch(NamedTuple):
 def _encode(
     batch: Batch,
     done: np.uint64,
-    of_bytes: np.ndarray,
     of_characters: np.ndarray,
     scratch: Scratch,
     merges: Merges,
@@ -740,9 +745,7 @@ def _encode(
         begin, beyond = ends[done], done + _ONE
         while beyond < documents and ends[beyond + _ONE] - begin <= _STRETCH:
             beyond += _ONE
-        total, character = cut(
-            text[begin:], words[begin:], ends[beyond] - begin, of_bytes, of_characters, scratch
-        )
+        total, character = cut(text[begin:], words[begin:], ends[beyond] - begin, of_characters, scratch)
         if character >= 0:
             return done, character
         at = offsets[done]

@@ -57,10 +57,11 @@ def split(data: Iterable[bytes], separator: bytes) -> Iterator[tuple[int, bytes]
     """Records and where they begin; what follows the last separator is a record unless it is empty."""
     rest, at = b"", 0
     for block in data:
-        *whole, rest = (rest + block).split(separator)
-        for record in whole:
-            yield at, record
-            at += len(record) + len(separator)
+        text, start = rest + block, 0
+        while (end := text.find(separator, start)) >= 0:  # bytes.split looks at one byte at a time
+            yield at + start, text[start:end]
+            start = end + len(separator)
+        rest, at = text[start:], at + start
     if rest:
         yield at, rest
 

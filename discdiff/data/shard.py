@@ -87,22 +87,31 @@ class ShardBuilder:
     def add(self, ids: np.ndarray, offsets: np.ndarray, *, characters: int, bytes: int) -> None:
         """Append documents, the i-th `ids[offsets[i] : offsets[i + 1]]`. Counts are those of their text."""
         offsets = np.asarray(offsets).astype(np.int64)
+        documents = max(len(offsets) - 1, 0)
         if len(offsets) and (offsets[0] != 0 or offsets[-1] != len(ids) or (np.diff(offsets) < 0).any()):
             raise DiscdiffError(f"offsets must rise from 0 to the {len(ids)} ids that were given")
-        largest = int(ids.max()) if len(ids) else -1
-        if largest >= self._vocab:
-            raise DiscdiffError(f"id {largest} is outside the vocabulary of {self._vocab} tokens")
+        self._check(ids, documents)
         closed = _close(ids, offsets, self._separator, self._dtype)
-        if len(closed):
-            smallest = int(closed.min())
-            self._smallest = smallest if self._largest < 0 else min(self._smallest, smallest)
-            self._largest = max(self._largest, int(closed.max()))
         self._ids.append(closed)
         self._lengths.append(np.diff(offsets) + (self._separator is not None))
-        self.documents += max(len(offsets) - 1, 0)
+        self.documents += documents
         self.tokens += len(closed)
         self.characters += characters
         self.bytes += bytes
+
+    def _check(self, ids: np.ndarray, documents: int) -> None:
+        """Refuse ids outside the vocabulary, and note the smallest and the largest, separators too."""
+        found = [int(ids.min()), int(ids.max())] if len(ids) else []
+        if documents and self._separator is not None:
+            found.append(self._separator)
+        if not found:
+            return
+        smallest, largest = min(found), max(found)
+        if smallest < 0 or largest >= self._vocab:
+            wrong = smallest if smallest < 0 else largest
+            raise DiscdiffError(f"id {wrong} is outside the vocabulary of {self._vocab} tokens")
+        self._smallest = smallest if self._largest < 0 else min(self._smallest, smallest)
+        self._largest = max(self._largest, largest)
 
     def write(self, folder: Folder, split: str, source: str = "") -> Shard:
         """Write the shard under `folder`/`split`, durably and at once; the record is for the manifest."""
