@@ -151,7 +151,10 @@ def cut(
 
 @compiled
 def _kind(byte: np.uint8) -> np.uint8:
-    """The kind of a character of one byte, by comparisons alone, so that many are made at once."""
+    """The kind of a character of one byte, and of what closes documents; `OTHER`, 0, of all other bytes.
+
+    Comparisons alone, so that many are made at once.
+    """
     letter = np.uint8((byte | _SMALL) - _A) < _LETTERS
     number = np.uint8(byte - _ZERO_DIGIT) < _DIGITS
     space = (byte == _BLANK) | (np.uint8(byte - _TAB) < _CONTROLS)

@@ -58,7 +58,7 @@ def split(data: Iterable[bytes], separator: bytes) -> Iterator[tuple[int, bytes]
     rest, at = b"", 0
     for block in data:
         text, start = rest + block, 0
-        while (end := text.find(separator, start)) >= 0:  # bytes.split looks at one byte at a time
+        while (end := text.find(separator, start)) >= 0:  # bytes.split seeks one letter byte by byte
             yield at + start, text[start:end]
             start = end + len(separator)
         rest, at = text[start:], at + start
