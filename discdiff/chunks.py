@@ -50,6 +50,14 @@ def by_chunks(
     return in_chunks(nats, width, hidden, *columns)
 
 
+def per_row(values: Tensor, where: tuple[Tensor, ...], shape: torch.Size) -> Tensor:
+    """Values at some positions of a batch, summed over each row. `[N], ([N], [N]) -> [B]`
+
+    In the same order every time, which `index_add` does not promise on a GPU.
+    """
+    return values.new_zeros(shape).index_put(where, values).sum(-1)
+
+
 def _recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         return function(*inputs)

@@ -26,6 +26,11 @@ class Value(BaseModel, frozen=True, extra="forbid"):
     """A specification that is its own configuration: immutable, hashable, comparable, JSON both ways."""
 
 
+def _moved(value: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor on a device. From pinned memory a GPU fetches it by itself; a CPU waits until all is there."""
+    return value.to(device, non_blocking=torch.device(device).type != "cpu")
+
+
 @dataclass(frozen=True)
 class Condition:
     """What a network may see besides the noisy tokens.
@@ -39,7 +44,7 @@ class Condition:
     rows: Int[Tensor, "B"] | None = None
 
     def to(self, device: torch.device | str) -> "Condition":
-        return self._each(lambda value: value.to(device))
+        return self._each(lambda value: _moved(value, device))
 
     def narrow(self, start: int, stop: int) -> "Condition":
         return self._each(lambda value: value[start:stop])
@@ -77,11 +82,11 @@ class Canvas:
     def to(self, device: torch.device | str) -> "Canvas":
         """The same canvas on a device, its tokens as int64."""
         return Canvas(
-            tokens=self.tokens.to(device, non_blocking=True).long(),
-            free=self.free.to(device, non_blocking=True),
-            rows=self.rows.to(device, non_blocking=True),
+            tokens=_moved(self.tokens, device).long(),
+            free=_moved(self.free, device),
+            rows=_moved(self.rows, device),
             condition=self.condition.to(device),
-            allowed=None if self.allowed is None else self.allowed.to(device),
+            allowed=None if self.allowed is None else _moved(self.allowed, device),
         )
 
     def narrow(self, start: int, stop: int) -> "Canvas":

@@ -16,11 +16,12 @@ def opened(checkpoint: Checkpoint | None, hugging_face: str | None, tokenizer: s
     """
     if checkpoint is not None and hugging_face is not None:
         raise DiscdiffError("two judges were given, judge and hugging_face; give one")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     if hugging_face is not None:
-        return HuggingFace(hugging_face)
+        return HuggingFace(hugging_face, device=device)
     if checkpoint is None:
         return None
-    trained = load(checkpoint.uri, device="cuda" if torch.cuda.is_available() else "cpu")
+    trained = load(checkpoint.uri, device=device)
     judge = Own(checkpoint.label or checkpoint.method, trained.method, trained.network, trained.tokenizer)
     judge.check(tokenizer)
     return judge

@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from discdiff.algebra import log_bridge, log_one_hot
+from discdiff.chunks import per_row
 from discdiff.evaluation.likelihood import Ledger, ledger, merge
 from discdiff.methods import Diffusion
 from discdiff.noise import Noise, Stream, categorical
@@ -107,7 +108,7 @@ def _step(
     drawn = categorical(true, noise.uniform(Stream.STEP, x.shape[1])[where])
     gain = (model - true).gather(-1, drawn[:, None])[:, 0]
     x = x.index_put(where, drawn)
-    return x, gain.new_zeros(x.shape[0]).index_add(0, where[0], gain)
+    return x, per_row(gain, where, x.shape)
 
 
 def _reconstruction(method: Diffusion, net: Any, canvas: Canvas, x: Tensor, zero: Tensor) -> Tensor:
@@ -118,4 +119,4 @@ def _reconstruction(method: Diffusion, net: Any, canvas: Canvas, x: Tensor, zero
     raw = net.head(net.trunk(x, zero, canvas.condition)[where])
     law = method.log_denoise(raw, x[where], zero.expand_as(x)[where]).double()
     gain = law.gather(-1, canvas.tokens[where][:, None])[:, 0]
-    return gain.new_zeros(x.shape[0]).index_add(0, where[0], gain)
+    return per_row(gain, where, x.shape)

@@ -68,9 +68,11 @@ class Own:
 
     def read(self, canvases: Sequence[Canvas], texts: Sequence[str]) -> Reading:
         """Nats of every sample, each read alone from its first token. The texts are not used."""
-        ledger = Likelihood().measure(self.method, self.network, canvases)
+        device = next(self.network.parameters()).device
+        there = [canvas.to(device) for canvas in canvases]
+        ledger = Likelihood().measure(self.method, self.network, there)
         with torch.inference_mode():
-            features = [self._features(canvas) for canvas in canvases]
+            features = [self._features(canvas) for canvas in there]
         return Reading(ledger.sequence_nats, ledger.tokens, np.concatenate(features))
 
     def _features(self, canvas: Canvas) -> NDArray[np.float64]:
@@ -90,6 +92,7 @@ class HuggingFace:
     path: str
     batch: int = 8
     context: int = 1024
+    device: str = "cpu"
 
     @property
     def name(self) -> str:
@@ -121,7 +124,7 @@ class HuggingFace:
             ) from error
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        return tokenizer, model.eval()
+        return tokenizer, model.to(self.device).eval()
 
     def _batch(
         self, tokenizer: Any, model: Any, texts: Sequence[str]
@@ -136,15 +139,16 @@ class HuggingFace:
             max_length=self.context,
             add_special_tokens=False,
         )
-        ids, mask = given["input_ids"], given["attention_mask"]
+        ids, mask = given["input_ids"].to(model.device), given["attention_mask"].to(model.device)
         with torch.inference_mode():
             out = model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
         log_p = out.logits[:, :-1].float().log_softmax(-1)
         nats = -log_p.gather(-1, ids[:, 1:, None])[..., 0] * mask[:, 1:]
         last = mask.sum(1) - 1
         features = out.hidden_states[-1][torch.arange(len(texts)), last.clamp(min=0)]
-        tokens = mask[:, 1:].sum(1)
-        return nats.double().sum(1).numpy(), tokens.numpy(), features.double().numpy()
+        found = (nats.double().sum(1), mask[:, 1:].sum(1), features.double())
+        nats_of, tokens, features_of = (each.cpu().numpy() for each in found)
+        return nats_of, tokens, features_of
 
 
 def judged(judge: Judge, samples: Reading, real: Reading | None, mauve: Mauve) -> Judged:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from discdiff.chunks import by_chunks
+from discdiff.chunks import by_chunks, per_row
 from discdiff.networks import AnyBackbone, Causal
 from discdiff.noise import Noise
 from discdiff.samplers import AnySampler, LeftToRight
@@ -48,7 +48,7 @@ class Autoregressive(Value, frozen=True):
         hidden = net.trunk(shifted, time, canvas.condition)
         where = canvas.free.nonzero(as_tuple=True)
         entropy = by_chunks(net.head, net.vocab, cross_entropy, hidden[where], canvas.tokens[where])
-        return entropy.new_zeros(len(shifted)).index_add(0, where[0], entropy)
+        return per_row(entropy, where, canvas.shape)
 
     def sample(
         self, net: Network, canvas: Canvas, sampler: AnySampler, noise: Noise, observe: Observer = nobody

@@ -24,7 +24,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
 from discdiff import algebra
-from discdiff.chunks import in_chunks
+from discdiff.chunks import in_chunks, per_row
 from discdiff.networks import AnyBackbone
 from discdiff.noise import Noise
 from discdiff.objectives import AnyClock, Continuous, divergence
@@ -155,7 +155,7 @@ class Diffusion(Value, frozen=True):
         where = live.nonzero(as_tuple=True)
         width = self.parameterization.width(self.process, net.vocab)
         values = in_chunks(nats, width, *(column[where] for column in columns))
-        return values.new_zeros(live.shape[0]).index_add(0, where[0], values)
+        return per_row(values, where, live.shape)
 
     def ends(self, net: Network, canvas: Canvas, noise: Noise) -> Float[Tensor, "B"]:
         """The prior and reconstruction terms of a schedule with cut-off ends, else zero. `-> [B]` nats"""

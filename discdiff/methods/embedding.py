@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from pydantic import model_validator
 from torch import Tensor
 
-from discdiff.chunks import in_chunks
+from discdiff.chunks import in_chunks, per_row
 from discdiff.methods.gaussian_diffusion import GaussianDiffusion
 from discdiff.networks import AnyBackbone
 from discdiff.networks.encoders import AnyEncoder, AnyRounding, EmbeddingNetwork, Table, Tied
@@ -146,7 +146,7 @@ class Embedding(GaussianDiffusion, frozen=True):
         z = self.process.mixed(e, standard(Stream.EMBEDDING, e, noise), zero)
         where = canvas.free.nonzero(as_tuple=True)
         nats = _rounding_nats(net, z[where], canvas.tokens[where])
-        return self.vector_prior(vectors).index_add(0, where[0], nats)
+        return self.vector_prior(vectors) + per_row(nats, where, canvas.shape)
 
 
 def _vectors(net: EmbeddingNetwork, canvas: Canvas) -> VectorCanvas:

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from discdiff.chunks import by_chunks
+from discdiff.chunks import by_chunks, per_row
 from discdiff.methods.diffusion import Diffusion, Term
 from discdiff.networks import AnyBackbone
 from discdiff.noise import Noise, Stream
@@ -138,7 +138,7 @@ class GenMd4(Diffusion, frozen=True):
         where = masked.nonzero(as_tuple=True)
         columns = (canvas.tokens[where], t.expand_as(x_t)[where])
         values = by_chunks(head_of(net).logits, net.vocab, term, hidden[where], *columns)
-        nats = values.new_zeros(len(x_t)).index_add(0, where[0], values)
+        nats = per_row(values, where, x_t.shape)
         return nats, (log_q * canvas.free).sum(-1).to(nats)
 
     @staticmethod

@@ -51,8 +51,8 @@ class LossHistory(nn.Module):
     def add(self, step: Int64[Tensor, "B"], nats: Float[Tensor, "B"]) -> None:
         """Add losses, of this rank and all others: a running mean over a tenth of what is new."""
         step, square = _gathered(step), _gathered(nats.detach().double() ** 2)
-        count = torch.zeros_like(self.seen).index_add(0, step, torch.ones_like(step))
-        total = torch.zeros_like(self.squares).index_add(0, step, square)
+        at = torch.arange(len(self.seen), device=step.device)[:, None] == step
+        count, total = at.sum(-1), torch.where(at, square, 0).sum(-1)
         mean = total / count.clamp_min(1)
         weight = torch.where(self.seen == 0, 1.0, 1 - 0.9 ** count.double())
         self.squares.copy_(

@@ -2,7 +2,7 @@
 
 A dense mask `[L, L]` has every score computed and the forbidden ones thrown away. FlexAttention (Dong et al.
 2024, arXiv:2412.05496) reads the same function and skips the blocks of 128 x 128 in which nothing is allowed;
-its backward pass needs a GPU, and it has no dropout.
+its backward pass needs a GPU, and it has no dropout, no float64 and no head narrower than 16.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,9 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 Allowed = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(row, query, key), index tensors that broadcast -> whether the query may attend to the key"""
+
+LEAST_WIDTH = 16
+"""Of a head that the kernel takes."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,11 @@ class Pattern:
             KV_LEN=self.length,
             device=str(device),
         )
+
+
+def has_kernel(h: Tensor, width: int) -> bool:
+    """Whether attention of heads of this width, on features as these, can be computed by blocks."""
+    return h.is_cuda and h.dtype != torch.float64 and width >= LEAST_WIDTH
 
 
 def by_blocks(

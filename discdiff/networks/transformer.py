@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from discdiff.networks.attention import Attention, Bidirectional, KeyValueCache, attention_mask
 from discdiff.networks.embedding import ClassEmbedding, TimeEmbedding, TokenEmbedding
-from discdiff.networks.patterns import BlockMask, Pattern, by_blocks
+from discdiff.networks.patterns import BlockMask, Pattern, by_blocks, has_kernel
 from discdiff.networks.rotary import rotate, rotation
 from discdiff.types import Condition, DiscdiffError, Value
 
@@ -142,15 +142,17 @@ class Trunk(nn.Module):
         past = cache.length if cache is not None else 0
         if positions is None:
             positions = torch.arange(past, past + length, device=device)
+        h = self.embedding(x)
         causal = mask is None and self.attention.triangular and past == 0 and condition.documents is None
-        if mask is None:
+        if causal:
+            seen = None  # scaled_dot_product_attention knows this pattern by itself
+        elif mask is None:
             seen = attention_mask(self.attention, length, device, documents=condition.documents, cache=cache)
         elif isinstance(mask, Pattern):
-            seen = mask.sparse(device) if self._sparse(device) else mask.dense(device)
+            seen = mask.sparse(device) if self._sparse(h) else mask.dense(device)
         else:
             seen = mask
         c = self._conditioning(t, condition)
-        h = self.embedding(x)
         angles = rotation(positions, h.shape[-1] // self.heads, h.dtype)
         for block in self.blocks:
             h = block(h, c, angles, seen, causal, cache)
@@ -159,9 +161,11 @@ class Trunk(nn.Module):
         shift, scale = self.modulation(c)
         return modulate(h, shift, scale)
 
-    def _sparse(self, device: torch.device) -> bool:
-        """Whether patterns are computed block by block: on a GPU, where no attention is dropped out."""
-        return device.type == "cuda" and not (self.training and self.dropout)
+    def _sparse(self, h: Float[Tensor, "B L D"]) -> bool:
+        """Whether patterns are computed block by block: where that has a kernel and no attention is dropped
+        out.
+        """
+        return has_kernel(h, h.shape[-1] // self.heads) and not (self.training and self.dropout)
 
     def _conditioning(self, t: Float[Tensor, "B _"], condition: Condition) -> Float[Tensor, "B _ C"] | None:
         if condition.labels is not None and self.label is None:

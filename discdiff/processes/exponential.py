@@ -28,8 +28,8 @@ class Eigenbasis(Value, frozen=True):
 
     kind: Literal["eigenbasis"] = "eigenbasis"
 
-    def prepare(self, rates: Generator) -> "Basis":
-        return Basis(rates)
+    def prepare(self, rates: Generator, device: torch.device) -> "Basis":
+        return Basis(rates, device)
 
 
 class Uniformization(Value, frozen=True):
@@ -38,17 +38,17 @@ class Uniformization(Value, frozen=True):
     kind: Literal["uniformization"] = "uniformization"
     tolerance: float = Field(default=1e-12, gt=0, lt=1e-3)
 
-    def prepare(self, rates: Generator) -> "Series":
-        return Series(rates, self.tolerance)
+    def prepare(self, rates: Generator, device: torch.device) -> "Series":
+        return Series(rates, self.tolerance, device)
 
 
 class Basis:
     """exp(sigma R) through eigenvectors. Eigenvalues that are zero to rounding are zero."""
 
-    def __init__(self, rates: Generator):
+    def __init__(self, rates: Generator, device: torch.device):
         value, vector = torch.linalg.eig(rates.dense())
-        self.value = torch.where(value.abs() < 1e-12, 0, value)
-        self.vector, self.inverse = vector, torch.linalg.inv(vector)
+        self.value = torch.where(value.abs() < 1e-12, 0, value).to(device)
+        self.vector, self.inverse = vector.to(device), torch.linalg.inv(vector).to(device)
 
     def apply(
         self, p: Float[Tensor, "N K"], sigma: Float64[Tensor, "N"], columns: bool
@@ -57,15 +57,15 @@ class Basis:
         left, right = self.vector, self.inverse
         if columns:
             left, right = right.T, left.T
-        scale = torch.where(self.value == 0, 1, (sigma[:, None] * self.value.to(sigma.device)).exp())
-        moved = ((p.to(left.dtype) @ left.to(p.device)) * scale) @ right.to(p.device)
+        scale = torch.where(self.value == 0, 1, (sigma[:, None] * self.value).exp())
+        moved = ((p.to(left.dtype) @ left) * scale) @ right
         return moved.real.clamp_min(0).to(p.dtype)
 
 
 class Series:
     """exp(sigma R) as a Poisson mixture of powers."""
 
-    def __init__(self, rates: Generator, tolerance: float):
+    def __init__(self, rates: Generator, tolerance: float, device: torch.device):
         exits = rates.exits()
         self.rate = exits.max().item()
         self.tolerance = tolerance
@@ -74,8 +74,8 @@ class Series:
         value = torch.cat([rates.rate / self.rate, 1 - exits / self.rate])
         shape = (rates.states, rates.states)
         with torch.sparse.check_sparse_tensor_invariants():
-            self.rows = torch.sparse_coo_tensor(index, value, shape).coalesce()
-            self.columns = self.rows.t().coalesce()
+            rows = torch.sparse_coo_tensor(index, value, shape).coalesce()
+            self.rows, self.columns = rows.to(device), rows.t().coalesce().to(device)
 
     @staticmethod
     def terms_of(most: float, tolerance: float) -> int:
@@ -91,7 +91,7 @@ class Series:
         self, p: Float[Tensor, "N K"], sigma: Float64[Tensor, "N"], columns: bool
     ) -> Float[Tensor, "N K"]:
         """p exp(sigma R), or exp(sigma R) p. `[N, K] -> [N, K]`"""
-        step = (self.rows if columns else self.columns).to(device=p.device, dtype=p.dtype)
+        step = (self.rows if columns else self.columns).to(p.dtype)
         mean = self.rate * sigma
         count = self.terms_of(mean.max().item() if len(mean) else 0.0, self.tolerance)
         weight = poisson(mean, count).to(p.dtype)

@@ -74,7 +74,7 @@ class Matrix(Value, frozen=True):
 
     def _jump(self, x: Tensor, sigma: Tensor, vocab: int, noise: Noise) -> Tensor:
         rates, length = self._rates(vocab), x.shape[1]
-        table = Jumps.of(rates)
+        table = Jumps.of(rates, x.device)
         mean = (table.rate * sigma).flatten()
         most = Series.terms_of(mean.max().item(), 1e-15)
         cdf = poisson(mean, most).cumsum(-1)
@@ -134,7 +134,7 @@ class Matrix(Value, frozen=True):
     def rate(self, x_t: Int64[Tensor, "*n"], t: Float64[Tensor, "*m"], vocab: int) -> Float64[Tensor, "*n K"]:
         """R_t(. -> x_t), zero at x_t itself. `[...] -> [..., K]`"""
         speed = -self.schedule.dalpha(t) / self.schedule.alpha(t)
-        into = Jumps.of(self._rates(vocab)).into(x_t)
+        into = Jumps.of(self._rates(vocab), x_t.device).into(x_t)
         return into * speed.expand(x_t.shape)[..., None]
 
     def _sigma(self, t: Tensor) -> Tensor:
@@ -149,26 +149,28 @@ class Matrix(Value, frozen=True):
         return self._apply(certain, sigma, vocab, columns=True).log()
 
     def _apply(self, p: Tensor, sigma: Tensor, vocab: int, columns: bool) -> Tensor:
-        route = _prepared(self.route, self._rates(vocab))
+        route = _prepared(self.route, self._rates(vocab), p.device)
         flat = p.reshape(-1, p.shape[-1])
         moved = route.apply(flat, sigma.expand(p.shape[:-1]).reshape(-1), columns)
         return moved.reshape(p.shape)
 
 
 class Jumps:
-    """Rows and columns of a generator as padded lists of neighbors, for draws and rates."""
+    """Rows and columns of a generator as padded lists of neighbors on a device, for draws and rates."""
 
-    def __init__(self, rates: Generator):
+    def __init__(self, rates: Generator, device: torch.device):
         self.states = rates.states
         self.rate = rates.exits().max().item()
-        self.target, out = _padded(rates.source, rates.target, rates.rate, rates.states)
-        self.cdf = out.cumsum(-1) / self.rate
-        self.source, self.flow = _padded(rates.target, rates.source, rates.rate, rates.states)
+        target, out = _padded(rates.source, rates.target, rates.rate, rates.states)
+        source, flow = _padded(rates.target, rates.source, rates.rate, rates.states)
+        cdf = out.cumsum(-1) / self.rate
+        self.target, self.cdf = target.to(device), cdf.to(device)
+        self.source, self.flow = source.to(device), flow.to(device)
 
     @staticmethod
     @lru_cache(maxsize=8)
-    def of(rates: Generator) -> "Jumps":
-        return Jumps(rates)
+    def of(rates: Generator, device: torch.device) -> "Jumps":
+        return Jumps(rates, device)
 
     def next(self, x: Tensor, u: Tensor) -> Tensor:
         """One jump of the uniformized chain: to a neighbor, or nowhere."""
@@ -208,5 +210,5 @@ def _generator(kernel: AnyKernel, vocab: int) -> Generator:
 
 
 @lru_cache(maxsize=8)
-def _prepared(route: AnyRoute, rates: Generator) -> Basis | Series:
-    return route.prepare(rates)
+def _prepared(route: AnyRoute, rates: Generator, device: torch.device) -> Basis | Series:
+    return route.prepare(rates, device)
