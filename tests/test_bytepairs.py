@@ -13,7 +13,7 @@ from tokenizers import normalizers, pre_tokenizers
 
 from discdiff.data import bytepairs
 from discdiff.data.bpe import Bpe, train_bpe
-from discdiff.data.bytepairs import SHORT, BytePairs, encode_long, encode_short, merges_of, room
+from discdiff.data.bytepairs import SHORT, SLOTS, BytePairs, encode_long, encode_words, merges_of, room
 from discdiff.data.pretrained import PretrainedTokenizer, Reference
 from discdiff.data.spelling import byte_of_character
 
@@ -114,19 +114,36 @@ def test_words_and_documents_of_any_length(encoder: BytePairs, reference: Refere
     assert_exact(encoder, reference, texts[::-1])
 
 
-@given(st.binary(min_size=1, max_size=SHORT) | st.text("aeinst ", min_size=1, max_size=SHORT).map(str.encode))
+def test_new_words_of_one_block_are_merged_alike(definition: str, reference: Reference) -> None:
+    """Words of all lengths side by side, more than are merged in step, and some of them twice."""
+    draw = np.random.default_rng(1)
+    words = [" " + "".join(draw.choice([*"aeinst"], n)) for n in range(SHORT + 1)]
+    for order in (words, words[::-1], words[: SLOTS + 1] * 2, [*words[1:9], *words[-9:], *words[1:9]]):
+        assert_exact(opened(definition, reference), reference, ["".join(order), *order])
+
+
+WORDS = st.binary(min_size=1, max_size=SHORT + 1) | st.text("aeinst ", min_size=1, max_size=SHORT + 1).map(
+    str.encode
+)
+
+
+@given(st.lists(WORDS, min_size=1, max_size=2 * SLOTS + 1))
 @settings(max_examples=300, deadline=None)
-def test_looking_through_ranks_and_a_heap_merge_alike(definition: str, word: bytes) -> None:
+def test_looking_through_ranks_and_a_heap_merge_alike(definition: str, texts: list[bytes]) -> None:
     model = json.loads(definition)["model"]
     tables = merges_of(model["vocab"], model["merges"], byte_of_character())
     assert tables is not None
-    words = np.ndarray(len(word), "<u8", word + bytes(8), strides=(1,))
-    a, b = np.zeros(len(word), np.uint32), np.zeros(len(word), np.uint32)
-    start, size = np.uint64(0), np.uint64(len(word))
     of_bytes, byte_pairs, pairs, shift = tables
-    m = encode_short(words, start, size, of_bytes, byte_pairs, pairs, shift, room(), a, start)
-    n = encode_long(words, start, size, of_bytes, pairs, shift, b, start)
-    assert a[:m].tolist() == b[:n].tolist()
+    text, sizes = b"".join(texts), [len(text) for text in texts]
+    words = np.ndarray(len(text), "<u8", text + bytes(8), strides=(1,))
+    fresh, number = bytepairs.fresh_words(len(texts)), np.uint64(len(texts))
+    fresh[bytepairs._STARTS, :-1] = fresh[bytepairs._PLACES, :-1] = np.cumsum([0, *sizes[:-1]])
+    fresh[bytepairs._SIZES, :-1] = sizes
+    found, one = np.zeros(len(text), np.uint32), np.zeros(len(text), np.uint32)
+    encode_words(words, fresh, number, of_bytes, byte_pairs, pairs, shift, room(), found)
+    for start, size, count in fresh[[bytepairs._STARTS, bytepairs._SIZES, bytepairs._COUNTS], :-1].T:
+        n = encode_long(words, start, size, of_bytes, pairs, shift, one, np.uint64(0))
+        assert found[start : start + count].tolist() == one[:n].tolist()
 
 
 def test_a_word_that_its_tokens_do_not_spell_is_told(definition: str, reference: Reference) -> None:

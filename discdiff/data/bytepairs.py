@@ -15,6 +15,7 @@ This file imports Numba, which takes a quarter of a second: import it where it i
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -260,24 +261,31 @@ def _contraction(letters: np.uint64) -> np.uint64:
 #
 # A pair's rank is found by two looks into a table (cuckoo hashing, Pagh and Rodler 2004), without a branch:
 # most pairs that are looked for can't be merged, and a processor can't guess which. A short word's ranks are
-# few and looked through; those of a long one are kept in a heap. Both give the same tokens.
+# few and looked through; those of a long one are kept in a heap. Both give the same tokens. A merge waits for
+# the one before it in its word, but not for those of other words: short words are merged in step.
 
 MOST_TOKENS = 2**20
-"""Ids and are below it: a left part, a right part and a result fit one number of 64 bits."""
+"""Ids are below its last: a left part, a right part and a result fit one number of 64 bits."""
 SHORT = 63
 """Bytes of a word whose ranks are looked through."""
-_LANES = 16
-"""Ranks that are compared at once."""
+SLOTS = 16
+"""Short words that are merged in step."""
 _TRIES = 1000
 
 _ID_BITS, _ID = np.uint64(20), np.uint64(MOST_TOKENS - 1)
 _FREE = np.uint64(2**64 - 1)
-_NONE = np.uint32(2**32 - 1)
-_PLACE = np.uint32(6)
+_PLACE_BITS = np.uint32(6)
 """Bits of a place in a short word."""
+_NONE = np.uint32(2**26 - 1)
+"""No token, and no rank: the greatest number that leaves room for a place in 32 bits."""
 _HASHES = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
-_PARTS, _RANKS, _RIGHT, _LEFT = range(4)
-"""Rows of a `room`."""
+_PARTS, _RANKS, _RIGHT, _LEFT, _SLOT = (np.uint64(n * (SHORT + 1)) for n in range(5))
+"""Where in a slot of a `room` a word's numbers of each sort begin, and the size of a slot."""
+_LANES = np.uint64(16)
+"""Ranks that are compared at once."""
+_STARTS, _SIZES, _PLACES, _COUNTS, _UNDONE = range(5)
+"""Rows of `fresh` words: where each begins in the text, how many bytes it has, where its tokens go, and how
+many they are; and the slots in which something may still be merged."""
 
 
 class Merges(NamedTuple):
@@ -286,7 +294,7 @@ class Merges(NamedTuple):
     of_bytes: np.ndarray
     """The token of each byte. `[256]`"""
     byte_pairs: np.ndarray
-    """The rank of each pair of bytes, at first + 256 second, `_NONE` if it can't be merged. `[65536]`"""
+    """The rank of each pair of bytes, at first + 256 second, as `_rank` gives it. `[65536]`"""
     pairs: np.ndarray
     """left, right and result of each merge, at one of the two places of its pair. `[2^k]`"""
     shift: np.uint64
@@ -294,8 +302,13 @@ class Merges(NamedTuple):
 
 
 def room() -> np.ndarray:
-    """What a short word needs: of each part its token, the rank of its pair, and its neighbors."""
-    return np.zeros((4, SHORT + 1 + _LANES), np.uint32)
+    """What short words in step need: of each part its token, the rank of its pair, and its neighbors."""
+    return np.zeros(SLOTS * int(_SLOT), np.uint32)
+
+
+def fresh_words(most: int) -> np.ndarray:
+    """Room for words whose tokens are to be found by merging."""
+    return np.zeros((5, most + 1), np.uint64)
 
 
 def merges_of(
@@ -317,7 +330,7 @@ def merges_of(
     left, right, made = np.array(merged, np.uint64).reshape(-1, 3).T
     keys = left << _ID_BITS | right
     if (
-        max(vocabulary.values()) >= MOST_TOKENS
+        max(vocabulary.values()) >= MOST_TOKENS - 1
         or (made[1:] <= made[:-1]).any()
         or len({*keys.tolist()}) < len(keys)
     ):
@@ -353,13 +366,13 @@ def _fill(table: np.ndarray, shift: np.uint64, keys: np.ndarray, made: np.ndarra
     return True
 
 
-@compiled
+@partial(compiled, inlined=True)
 def _rank(table: np.ndarray, shift: np.uint64, left: np.uint32, right: np.uint32) -> np.uint32:
-    """The rank of a pair, `_NONE` if it can't be merged."""
+    """The rank of a pair, `MOST_TOKENS` or more if it can't be merged."""
     key = (np.uint64(left) << _ID_BITS) | np.uint64(right)
     one, other = table[(key * _HASHES[0]) >> shift], table[(key * _HASHES[1]) >> shift]
-    rank = np.uint32(one & _ID) if one >> _ID_BITS == key else _NONE
-    return np.uint32(other & _ID) if other >> _ID_BITS == key else rank
+    wanted = key << _ID_BITS  # of an entry that is the pair's, what differs from this is its result
+    return np.uint32(min(one ^ wanted, other ^ wanted, np.uint64(_NONE)))
 
 
 @compiled
@@ -373,77 +386,120 @@ def _rank_bytes(of_bytes: np.ndarray, table: np.ndarray, shift: np.uint64, byte_
 # bytes of a text from i on: for each array in a tuple, and for each slice, Numba would count references.
 
 
-@compiled
-def encode_word(
+@partial(compiled, inlined=True)
+def encode_words(
     words: np.ndarray,
-    start: np.uint64,
-    size: np.uint64,
+    fresh: np.ndarray,
+    number: np.uint64,
     of_bytes: np.ndarray,
     byte_pairs: np.ndarray,
     pairs: np.ndarray,
     shift: np.uint64,
     room: np.ndarray,
     ids: np.ndarray,
-    at: np.uint64,
-) -> np.uint64:
-    """Write the tokens of a word of `size` bytes into `ids` from `at` on, and give their number."""
-    if size <= SHORT:
-        return encode_short(words, start, size, of_bytes, byte_pairs, pairs, shift, room, ids, at)
-    return encode_long(words, start, size, of_bytes, pairs, shift, ids, at)
+) -> None:
+    """Write the tokens of the first `number` words of `fresh` into `ids`, and how many they are."""
+    for first in range(_ZERO, number, np.uint64(SLOTS)):
+        beyond = min(first + np.uint64(SLOTS), number)
+        filled, longest = _ZERO, _ZERO
+        for k in range(first, beyond):
+            start, size, at = fresh[_STARTS, k], fresh[_SIZES, k], fresh[_PLACES, k]
+            if size > SHORT:
+                fresh[_COUNTS, k] = encode_long(words, start, size, of_bytes, pairs, shift, ids, at)
+                continue
+            slot = (k - first) * _SLOT
+            _open(words, start, size, of_bytes, byte_pairs, room, slot)
+            fresh[_UNDONE, filled] = slot
+            filled, longest = filled + _ONE, max(longest, size)
+        _merge_in_step(fresh, filled, longest, pairs, shift, room)
+        for k in range(first, beyond):
+            if fresh[_SIZES, k] <= SHORT:
+                slot = (k - first) * _SLOT
+                fresh[_COUNTS, k] = _close(fresh[_SIZES, k], room, slot, ids, fresh[_PLACES, k])
 
 
-@compiled
-def encode_short(
+@partial(compiled, inlined=True)
+def _merge_in_step(
+    fresh: np.ndarray,
+    filled: np.uint64,
+    longest: np.uint64,
+    pairs: np.ndarray,
+    shift: np.uint64,
+    room: np.ndarray,
+) -> None:
+    """Merge the words in so many slots, of which the longest has so many bytes."""
+    lanes = longest // _LANES * _LANES + _LANES
+    while filled > 0:
+        left = _ZERO
+        for i in range(filled):
+            slot = fresh[_UNDONE, i]
+            fresh[_UNDONE, left] = slot
+            left += np.uint64(_merge(pairs, shift, room, slot, lanes))
+        filled = left
+
+
+@partial(compiled, inlined=True)
+def _open(
     words: np.ndarray,
     start: np.uint64,
     size: np.uint64,
     of_bytes: np.ndarray,
     byte_pairs: np.ndarray,
-    pairs: np.ndarray,
-    shift: np.uint64,
     room: np.ndarray,
-    ids: np.ndarray,
-    at: np.uint64,
-) -> np.uint64:
-    """The same for at most `SHORT` bytes.
+    slot: np.uint64,
+) -> None:
+    """Lay out a short word in a slot, each byte a part.
 
     Parts stay where they begin. A part's rank is that of its pair with the next, and its place, in one
     number. Behind the last is a part that merges with nothing.
     """
-    lanes = (size + np.uint64(_LANES)) // np.uint64(_LANES) * np.uint64(_LANES)
+    parts, ranks, right, left = slot + _PARTS, slot + _RANKS, slot + _RIGHT, slot + _LEFT
+    for i in range(np.uint64(SHORT + 1)):
+        room[ranks + i] = _placed(_NONE, i)
     for i in range(size):
         two = words[start + i] & _TWO_BYTES
-        room[_PARTS, i] = of_bytes[two & _LOW_BYTE]
-        room[_RANKS, i] = _placed(byte_pairs[two], i)
-        room[_RIGHT, i], room[_LEFT, i + _ONE] = i + _ONE, i
-    for i in range(size - _ONE, lanes):
-        room[_RANKS, i] = _NONE
-    room[_PARTS, size], room[_LEFT, 0], room[_RIGHT, size] = _NONE, size, size
-    while True:
-        least = _NONE
-        for i in range(lanes):
-            least = min(least, room[_RANKS, i])
-        if least == _NONE:
-            break
-        here = np.uint64(least & np.uint32(SHORT))
-        made = least >> _PLACE
-        gone = np.uint64(room[_RIGHT, here])
-        before, after = np.uint64(room[_LEFT, here]), np.uint64(room[_RIGHT, gone])
-        room[_PARTS, here], room[_RIGHT, here], room[_LEFT, after] = made, after, here
-        room[_RANKS, gone] = _NONE
-        room[_RANKS, here] = _placed(_rank(pairs, shift, made, room[_PARTS, after]), here)
-        room[_RANKS, before] = _placed(_rank(pairs, shift, room[_PARTS, before], made), before)
+        room[parts + i] = of_bytes[two & _LOW_BYTE]
+        room[ranks + i] = _placed(byte_pairs[two], i)
+        room[right + i], room[left + i + _ONE] = i + _ONE, i
+    room[ranks + size - _ONE] = _placed(_NONE, size)
+    room[parts + size], room[left], room[right + size] = _NONE, size, size
+
+
+@partial(compiled, inlined=True)
+def _merge(pairs: np.ndarray, shift: np.uint64, room: np.ndarray, slot: np.uint64, lanes: np.uint64) -> bool:
+    """Merge the pair of least rank, of so many, of the word in a slot. False if there is none."""
+    parts, ranks, right, left = slot + _PARTS, slot + _RANKS, slot + _RIGHT, slot + _LEFT
+    least = np.uint32(2**32 - 1)
+    for i in range(lanes):
+        least = min(least, room[ranks + i])
+    made, here = least >> _PLACE_BITS, np.uint64(least & np.uint32(SHORT))
+    if made >= MOST_TOKENS:
+        return False
+    gone = np.uint64(room[right + here])
+    before, after = np.uint64(room[left + here]), np.uint64(room[right + gone])
+    room[parts + here], room[right + here], room[left + after] = made, after, here
+    room[ranks + gone] = _placed(_NONE, gone)
+    forth = _rank(pairs, shift, made, room[parts + after])
+    back = _rank(pairs, shift, room[parts + before], made)
+    room[ranks + here], room[ranks + before] = _placed(forth, here), _placed(back, before)
+    return True
+
+
+@partial(compiled, inlined=True)
+def _close(size: np.uint64, room: np.ndarray, slot: np.uint64, ids: np.ndarray, at: np.uint64) -> np.uint64:
+    """Write the parts of the word in a slot. Their number."""
+    parts, right = slot + _PARTS, slot + _RIGHT
     count, i = _ZERO, _ZERO
     while i < size:
-        ids[at + count] = room[_PARTS, i]
+        ids[at + count] = room[parts + i]
         count += _ONE
-        i = np.uint64(room[_RIGHT, i])
+        i = np.uint64(room[right + i])
     return count
 
 
-@compiled
+@partial(compiled, inlined=True)
 def _placed(rank: np.uint32, place: np.uint64) -> np.uint32:
-    return (rank << _PLACE) | np.uint32(place) if rank != _NONE else _NONE
+    return (rank << _PLACE_BITS) | np.uint32(place)
 
 
 @compiled
@@ -473,7 +529,7 @@ def encode_long(
     while waiting > 0:
         first = heap[0]
         waiting = _forget(heap, waiting)
-        here = np.int64(first & np.uint64(_NONE))
+        here = np.int64(first & _LOW_HALF)
         gone = right[here]
         if not 0 < gone < end or np.uint64(_rank(pairs, shift, tokens[here], tokens[gone])) != first >> _HALF:
             continue
@@ -496,7 +552,7 @@ def encode_long(
 @compiled
 def _wait(heap: np.ndarray, waiting: np.uint64, rank: np.uint32, place: int) -> np.uint64:
     """Add a pair to the heap, unless it can't be merged. How many wait then."""
-    if rank == _NONE:
+    if rank >= MOST_TOKENS:
         return waiting
     entry = (np.uint64(rank) << _HALF) | np.uint64(place)
     i = waiting
@@ -585,38 +641,14 @@ class Pieces(NamedTuple):
     borders: np.ndarray
 
 
-class Block(NamedTuple):
-    """Some words that are looked up together."""
+_START, _SIZE, _FIRST_KEY, _SECOND_KEY, _ROW, _UNKNOWN, _PLACE, _COUNT, _NEW, _SPELLED, _TOUCHED = range(11)
+"""Rows of a block, some words that are looked up together.
 
-    starts: np.ndarray
-    """Where each begins in the text."""
-    sizes: np.ndarray
-    firsts: np.ndarray
-    seconds: np.ndarray
-    """Its keys in `Memory.near`."""
-    rows: np.ndarray
-    """Its row there, or where it would be."""
-    unknown: np.ndarray
-    """Which of the words are not there, one after the other. Of each of those:"""
-    counts: np.ndarray
-    """the number of its tokens,"""
-    new: np.ndarray
-    """whether it is to be remembered,"""
-    spelled: np.ndarray
-    """and whether its tokens spell it."""
-    tokens: np.ndarray
-    """The tokens of unknown words, end to end."""
-    touched: np.ndarray
-    """Nothing of use; written so that reading ahead is not left out."""
-
-    @classmethod
-    def of(cls, size: int) -> "Block":
-        """Room for some words of a text of `size` bytes."""
-        words = int(_BLOCK) + 1
-        a, b, c, d, e, f, g = np.zeros((7, words), np.uint64)
-        h, i = np.zeros((2, words), bool)
-        tokens, touched = np.zeros(size + int(_TOKENS), np.uint32), np.zeros(1, np.uint64)
-        return cls(a, b, c, d, e, f, g, h, i, tokens, touched)
+Of each word where it begins in the text, how many bytes it has, its keys in `Memory.near`, and its row there,
+or where it would be. Of each that is not there which of the words it is, where its tokens are, how many they
+are, whether it is to be remembered, and whether its tokens spell it. The last is of no use; it is written so
+that reading ahead is not left out.
+"""
 
 
 class BytePairs:
@@ -632,7 +664,8 @@ class BytePairs:
         )
         self._memory, self._room = Memory.new(), room()
         self._lock, self._scratch = threading.Lock(), Scratch.of(int(_STRETCH))
-        self._block = Block.of(int(_STRETCH))
+        self._block, self._fresh = np.zeros((11, int(_BLOCK) + 1), np.uint64), fresh_words(int(_BLOCK))
+        self._tokens = np.zeros(int(_STRETCH + _TOKENS), np.uint32)
 
     @classmethod
     def of(cls, definition: Mapping[str, Any], cut: Callable[[str], list[str]]) -> "BytePairs | None":
@@ -663,7 +696,7 @@ class BytePairs:
         longest = max((len(text) + 1 for text in texts), default=0)
         if longest > len(self._scratch.kinds) - PADDING:
             self._scratch = Scratch.of(longest)
-            self._block = Block.of(longest)
+            self._tokens = np.zeros(longest + int(_TOKENS), np.uint32)
         text = bytes([CLOSED]).join([*texts, bytes(PADDING)])
         size = int(ends[-1])
         batch = Batch(
@@ -686,6 +719,8 @@ class BytePairs:
                 self._memory,
                 self._pieces,
                 self._block,
+                self._fresh,
+                self._tokens,
             )
             if unknown >= 0:
                 kinds.learn(unknown)
@@ -737,12 +772,16 @@ def _encode(
     room: np.ndarray,
     memory: Memory,
     pieces: Pieces,
-    block: Block,
+    block: np.ndarray,
+    fresh: np.ndarray,
+    tokens: np.ndarray,
 ) -> tuple[np.uint64, np.int64]:
     """Encode documents from `done` on. How many are then done, and a character of unknown kind, or -1."""
     text, words, ends, ids, offsets, misspelled = batch
-    near, tokens, cuts = memory.near, block.tokens, scratch.cuts
-    unknown, counts, spelled = block.unknown, block.counts, block.spelled
+    near, far, arena = memory
+    of_bytes, byte_pairs, pairs, shift = merges
+    letters, borders = pieces
+    cuts = scratch.cuts
     documents = np.uint64(len(misspelled))
     while done < documents:
         begin, beyond = ends[done], done + _ONE
@@ -756,27 +795,30 @@ def _encode(
             count = min(total - first, _BLOCK)
             _find(words, begin, cuts, first, count, near, block)
             missing = _miss(near, block, count)
-            _work_out(words, missing, merges, room, memory, pieces, block)
-            written, start = _ZERO, _ZERO
+            number = _recall_all(words, missing, far, arena, block, fresh, tokens)
+            encode_words(words, fresh, number, of_bytes, byte_pairs, pairs, shift, room, tokens)
+            _check_all(words, missing, letters, borders, block, fresh, tokens)
+            start = _ZERO
             for k in range(missing):
-                stop = unknown[k]
+                stop = block[_UNKNOWN, k]
                 for i in range(start, stop):
-                    at += _take(near, block.rows[i], ids, at)
+                    at += _take(near, block[_ROW, i], ids, at)
                 start = stop + _ONE
-                for i in range(counts[k]):
-                    ids[at + i] = tokens[written + i]
-                at, written = at + counts[k], written + counts[k]
-                misspelled[done] |= not spelled[k]
-                if block.sizes[stop] == _ONE and block.firsts[stop] == CLOSED:
+                place = block[_PLACE, k]
+                for i in range(block[_COUNT, k]):
+                    ids[at + i] = tokens[place + i]
+                at += block[_COUNT, k]
+                misspelled[done] |= not block[_SPELLED, k]
+                if block[_SIZE, stop] == _ONE and block[_FIRST_KEY, stop] == CLOSED:
                     done += _ONE
                     offsets[done] = at
             for i in range(start, count):
-                at += _take(near, block.rows[i], ids, at)
-            _learn(words, missing, memory, block)
+                at += _take(near, block[_ROW, i], ids, at)
+            _learn(words, missing, near, far, arena, block, tokens)
     return done, np.int64(-1)
 
 
-@compiled
+@partial(compiled, inlined=True)
 def _find(
     words: np.ndarray,
     begin: np.uint64,
@@ -784,10 +826,9 @@ def _find(
     first: np.uint64,
     count: np.uint64,
     near: np.ndarray,
-    block: Block,
+    block: np.ndarray,
 ) -> None:
     """Say of each word where it is, its keys, and where it would be in `near`; load that into the cache."""
-    starts, sizes, firsts, seconds, rows = block.starts, block.sizes, block.firsts, block.seconds, block.rows
     mask = np.uint64(len(near) - 1)
     start, touched = begin + np.uint64(cuts[first]), _ZERO
     for i in range(count):
@@ -797,42 +838,36 @@ def _find(
         a = words[start] & _FIRST[fits]
         b = words[start + _WORD] & _SECOND[fits] | size << _SIZE_AT
         row = _hash(a, b) & mask
-        starts[i], sizes[i], firsts[i], seconds[i], rows[i] = start, size, a, b, row
+        block[_START, i], block[_SIZE, i], block[_FIRST_KEY, i], block[_SECOND_KEY, i] = start, size, a, b
+        block[_ROW, i] = row
         start = end
     for i in range(count):
-        touched ^= near[rows[i], 0]
-    block.touched[0] = touched
+        touched ^= near[block[_ROW, i], 0]
+    block[_TOUCHED, 0] = touched
 
 
-@compiled
-def _miss(near: np.ndarray, block: Block, count: np.uint64) -> np.uint64:
+@partial(compiled, inlined=True)
+def _miss(near: np.ndarray, block: np.ndarray, count: np.uint64) -> np.uint64:
     """Find the rows of words in `near`, and list the words that are not there. Their number."""
-    sizes, firsts, seconds, rows, unknown = (
-        block.sizes,
-        block.firsts,
-        block.seconds,
-        block.rows,
-        block.unknown,
-    )
     missing = _ZERO
     for i in range(count):
-        row, a, b = rows[i], firsts[i], seconds[i]
+        row, a, b = block[_ROW, i], block[_FIRST_KEY, i], block[_SECOND_KEY, i]
         other = row ^ _ONE
         here = (near[row, 0] == a) & (near[row, 1] == b)
         there = (near[other, 0] == a) & (near[other, 1] == b)
-        rows[i] = other if there else row
-        unknown[missing] = i
-        missing += np.uint64(not ((here | there) & (sizes[i] < _SHORT)))
+        block[_ROW, i] = other if there else row
+        block[_UNKNOWN, missing] = i
+        missing += np.uint64(not ((here | there) & (block[_SIZE, i] < _SHORT)))
     return missing
 
 
-@compiled
+@partial(compiled, inlined=True)
 def _hash(first: np.uint64, second: np.uint64) -> np.uint64:
     mixed = (first ^ (second * _MIX[0])) * _MIX[1]
     return mixed ^ (mixed >> _HALF)
 
 
-@compiled
+@partial(compiled, inlined=True)
 def _take(near: np.ndarray, row: np.uint64, ids: np.ndarray, at: np.uint64) -> np.uint64:
     """Write the tokens of a row, four in any case. Their number."""
     a, b = near[row, 2], near[row, 3]
@@ -843,52 +878,75 @@ def _take(near: np.ndarray, row: np.uint64, ids: np.ndarray, at: np.uint64) -> n
     return (a & _LOW_HALF) >> _COUNT_AT
 
 
-@compiled
-def _work_out(
+@partial(compiled, inlined=True)
+def _recall_all(
     words: np.ndarray,
     missing: np.uint64,
-    merges: Merges,
-    room: np.ndarray,
-    memory: Memory,
-    pieces: Pieces,
-    block: Block,
+    far: np.ndarray,
+    arena: np.ndarray,
+    block: np.ndarray,
+    fresh: np.ndarray,
+    tokens: np.ndarray,
+) -> np.uint64:
+    """Write the tokens of the words that are in the arena, and list the new words. Their number."""
+    place, number = _ZERO, _ZERO
+    for k in range(missing):
+        i = block[_UNKNOWN, k]
+        start, size = block[_START, i], block[_SIZE, i]
+        closed = size == _ONE and words[start] & _LOW_BYTE == CLOSED
+        count = _ZERO
+        if size < _LONGEST and not closed:
+            count = _recall(words, start, size, far, arena, tokens, place)
+        new = np.uint64(count == 0 and not closed)
+        block[_COUNT, k], block[_PLACE, k], block[_SPELLED, k], block[_NEW, k] = count, place, _ONE, new
+        fresh[_STARTS, number], fresh[_SIZES, number], fresh[_PLACES, number] = start, size, place
+        number += new
+        place += size
+    return number
+
+
+@partial(compiled, inlined=True)
+def _check_all(
+    words: np.ndarray,
+    missing: np.uint64,
+    letters: np.ndarray,
+    borders: np.ndarray,
+    block: np.ndarray,
+    fresh: np.ndarray,
+    tokens: np.ndarray,
 ) -> None:
-    """Write the tokens of the words that were not found, from the arena or by merging."""
-    of_bytes, byte_pairs, pairs, shift = merges
-    far, arena = memory.far, memory.arena
-    letters, borders = pieces
-    starts, sizes, unknown, tokens = block.starts, block.sizes, block.unknown, block.tokens
-    counts, spelled, new = block.counts, block.spelled, block.new
-    at = _ZERO
+    """Say how many tokens the new words have, and whether they spell them."""
+    j = _ZERO
     for k in range(missing):
-        start, size = starts[unknown[k]], sizes[unknown[k]]
-        new[k], spelled[k] = False, True
-        if size == _ONE and words[start] & _LOW_BYTE == CLOSED:
-            counts[k] = 0
-            continue
-        count = _recall(words, start, size, far, arena, tokens, at) if size < _LONGEST else _ZERO
-        if count == 0:
-            count = encode_word(words, start, size, of_bytes, byte_pairs, pairs, shift, room, tokens, at)
-            new[k] = size < _LONGEST
-            spelled[k] = _spelled(words, start, size, letters, borders, tokens, at, count)
-        counts[k] = count
-        at += count
+        if block[_NEW, k]:
+            start, size, count = fresh[_STARTS, j], fresh[_SIZES, j], fresh[_COUNTS, j]
+            block[_COUNT, k], block[_NEW, k] = count, size < _LONGEST
+            block[_SPELLED, k] = _spelled(
+                words, start, size, letters, borders, tokens, fresh[_PLACES, j], count
+            )
+            j += _ONE
 
 
-@compiled
-def _learn(words: np.ndarray, missing: np.uint64, memory: Memory, block: Block) -> None:
+@partial(compiled, inlined=True)
+def _learn(
+    words: np.ndarray,
+    missing: np.uint64,
+    near: np.ndarray,
+    far: np.ndarray,
+    arena: np.ndarray,
+    block: np.ndarray,
+    tokens: np.ndarray,
+) -> None:
     """Remember the words that were new."""
-    near, far, arena = memory
-    tokens, at = block.tokens, _ZERO
     for k in range(missing):
-        i, count = block.unknown[k], block.counts[k]
-        start, size, row = block.starts[i], block.sizes[i], block.rows[i]
-        if not (block.new[k] and block.spelled[k]):
+        i, count, at = block[_UNKNOWN, k], block[_COUNT, k], block[_PLACE, k]
+        start, size, row = block[_START, i], block[_SIZE, i], block[_ROW, i]
+        if not (block[_NEW, k] and block[_SPELLED, k]):
             pass
         elif size < _SHORT and count <= _TOKENS:
             for j in range(4):
                 near[row ^ _ONE, j] = near[row, j]
-            near[row, 0], near[row, 1] = block.firsts[i], block.seconds[i]
+            near[row, 0], near[row, 1] = block[_FIRST_KEY, i], block[_SECOND_KEY, i]
             near[row, 2] = np.uint64(tokens[at]) | count << _COUNT_AT | np.uint64(tokens[at + _ONE]) << _HALF
             near[row, 3] = np.uint64(tokens[at + _TWO]) | np.uint64(tokens[at + _THREE]) << _HALF
         else:
@@ -905,10 +963,9 @@ def _learn(words: np.ndarray, missing: np.uint64, memory: Memory, block: Block) 
                 here += _ONE
                 arena[here] = tokens[at + j]
             arena[0] = here + _ONE
-        at += count
 
 
-@compiled
+@partial(compiled, inlined=True)
 def _recall(
     words: np.ndarray,
     start: np.uint64,
@@ -935,7 +992,7 @@ def _recall(
     return count
 
 
-@compiled
+@partial(compiled, inlined=True)
 def _mixed(words: np.ndarray, start: np.uint64, size: np.uint64) -> np.uint64:
     """A hash of a word."""
     mixed = size
@@ -944,13 +1001,13 @@ def _mixed(words: np.ndarray, start: np.uint64, size: np.uint64) -> np.uint64:
     return mixed
 
 
-@compiled
+@partial(compiled, inlined=True)
 def _part(words: np.ndarray, start: np.uint64, k: np.uint64, size: np.uint64) -> np.uint64:
     """The eight bytes of a word from its k-th on, or what there is."""
     return words[start + k] & _FIRST[min(size - k, _WORD)]
 
 
-@compiled
+@partial(compiled, inlined=True)
 def _spelled(
     words: np.ndarray,
     start: np.uint64,
