@@ -13,9 +13,18 @@ from tokenizers import normalizers, pre_tokenizers
 
 from discdiff.data import bytepairs
 from discdiff.data.bpe import Bpe, train_bpe
-from discdiff.data.bytepairs import SHORT, SLOTS, BytePairs, encode_long, encode_words, merges_of, room
+from discdiff.data.bytepairs import (
+    SHORT,
+    SLOTS,
+    BytePairs,
+    Pieces,
+    encode_long,
+    encode_words,
+    merges_of,
+    room,
+)
 from discdiff.data.pretrained import PretrainedTokenizer, Reference
-from discdiff.data.spelling import byte_of_character
+from discdiff.data.spelling import byte_of_character, pieces_of
 
 SURROGATES = range(0xD800, 0xE000)
 FRAGMENTS = (
@@ -151,9 +160,10 @@ def test_a_word_that_its_tokens_do_not_spell_is_told(definition: str, reference:
     tokenizer = PretrainedTokenizer(definition)
     encoder = opened(definition, reference)
     token = int(reference.encode([" the"]).ids[0])
-    letters = encoder._pieces.letters.copy()
-    letters[int(encoder._pieces.borders[token])] ^= 1
-    encoder._pieces = encoder._pieces._replace(letters=letters)
+    pieces = pieces_of(json.loads(definition))
+    assert pieces is not None
+    pieces[token] = pieces[token][:-1] + b"f"
+    encoder._pieces = Pieces.of(pieces)
     texts = ["see the end", "nothing wrong", "over the top"]
     assert encoder.encode([text.encode() for text in texts])[1] == [0, 2]
     tokenizer.__dict__["_engine"] = encoder

@@ -635,10 +635,16 @@ def _aligned(size: int) -> np.ndarray:
 
 
 class Pieces(NamedTuple):
-    """The bytes of tokens: those of x are `letters[borders[x] : borders[x + 1]]`."""
+    """The bytes of tokens, end to end: those of x are from `borders[x]` to `borders[x + 1]`."""
 
     letters: np.ndarray
+    """The eight bytes from each byte on."""
     borders: np.ndarray
+
+    @classmethod
+    def of(cls, pieces: Sequence[bytes]) -> "Pieces":
+        borders, letters = offsets_of([len(piece) for piece in pieces]), b"".join([*pieces, bytes(_WORD)])
+        return cls(np.ndarray(borders[-1], "<u8", letters, strides=(1,)), borders.astype(np.uint64))
 
 
 _START, _SIZE, _FIRST_KEY, _SECOND_KEY, _ROW, _UNKNOWN, _PLACE, _COUNT, _NEW, _SPELLED, _TOUCHED = range(11)
@@ -658,11 +664,7 @@ class BytePairs:
 
     def __init__(self, merges: Merges, pieces: Sequence[bytes], cut: Callable[[str], list[str]]):
         self._merges, self._kinds = merges, Kinds(cut)
-        self._pieces = Pieces(
-            np.frombuffer(b"".join(pieces), np.uint8),
-            offsets_of([len(piece) for piece in pieces]).astype(np.uint64),
-        )
-        self._memory, self._room = Memory.new(), room()
+        self._pieces, self._memory, self._room = Pieces.of(pieces), Memory.new(), room()
         self._lock, self._scratch = threading.Lock(), Scratch.of(int(_STRETCH))
         self._block, self._fresh = np.zeros((11, int(_BLOCK) + 1), np.uint64), fresh_words(int(_BLOCK))
         self._tokens = np.zeros(int(_STRETCH + _TOKENS), np.uint32)
@@ -1019,13 +1021,16 @@ def _spelled(
     count: np.uint64,
 ) -> bool:
     """Whether tokens are the bytes of a word."""
-    here, end = start, start + size
+    here, end, differ = start, start + size, _ZERO
     for k in range(at, at + count):
         token = np.uint64(ids[k])
         if token + _ONE >= len(borders):
             return False
-        for letter in range(borders[token], borders[token + _ONE]):
-            if here >= end or words[here] & _LOW_BYTE != letters[letter]:
-                return False
-            here += _ONE
-    return here == end
+        begin = borders[token]
+        length = borders[token + _ONE] - begin
+        if here + length > end:
+            return False
+        for i in range(_ZERO, length, _WORD):
+            differ |= _part(words, here, i, length) ^ _part(letters, begin, i, length)
+        here += length
+    return here == end and differ == 0
