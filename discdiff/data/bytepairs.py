@@ -24,7 +24,7 @@ from discdiff.compiled import compiled
 from discdiff.data.encoding import Encoded, offsets_of
 from discdiff.data.spelling import byte_of_character, pieces_of, steps_of
 
-_ZERO, _ONE, _TWO, _THREE, _WORD = (np.uint64(n) for n in (0, 1, 2, 3, 8))
+_ZERO, _ONE, _TWO, _THREE, _FOUR, _WORD = (np.uint64(n) for n in (0, 1, 2, 3, 4, 8))
 _LOW_BYTE, _TWO_BYTES, _LOW_HALF = (np.uint64(n) for n in (0xFF, 0xFFFF, 0xFFFFFFFF))
 _HALF = np.uint64(32)
 
@@ -601,19 +601,19 @@ _TAG = np.uint64(0xFFF00000)
 """Bits of a hash that stand in `Memory.far` above a place in the arena."""
 _COUNT_AT, _SIZE_AT = np.uint64(20), np.uint64(56)
 _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
-_FIRST = np.array([2 ** (8 * min(n, 8)) - 1 for n in range(16)], np.uint64)
-_SECOND = np.array([2 ** (8 * max(n - 8, 0)) - 1 for n in range(16)], np.uint64)
-"""Masks of a word's first eight bytes and of the next, by its length."""
+_FIRST = np.array([2 ** (8 * min(n, 8)) - 1 for n in range(16)] + [0], np.uint64)
+_SECOND = np.array([2 ** (8 * max(n - 8, 0)) - 1 for n in range(16)] + [0], np.uint64)
+"""Masks of a word's first eight bytes and of the next, by its length; nothing of a word that is longer."""
 
 
 class Memory(NamedTuple):
     """The words that were met.
 
-    A row of `near` is a word of less than 16 bytes: its first eight, its others and its length, and up to
-    four tokens of 32 bits, of which the first also holds their number. A word has a place in one of two
-    neighboring rows. Other words lie in `arena` one after the other, each as its length and number of tokens,
-    its bytes, its tokens; `far` says where, and the arena's first entry where it is free. When it is full,
-    all of it is forgotten.
+    Of `near`, four numbers are a row, a word of less than 16 bytes: its first eight, its others and its
+    length, and up to four tokens of 32 bits, of which the first also holds their number. A word has a place
+    in one of two neighboring rows. Other words lie in `arena` one after the other, each as its length and
+    number of tokens, its bytes, its tokens; `far` says where, and the arena's first entry where it is free.
+    When it is full, all of it is forgotten.
     """
 
     near: np.ndarray
@@ -624,7 +624,7 @@ class Memory(NamedTuple):
     def new(cls) -> "Memory":
         arena = np.zeros(_ARENA, np.uint64)
         arena[0] = 1
-        return cls(_aligned(_NEAR * 4).reshape(_NEAR, 4), np.zeros(_FAR, np.uint32), arena)
+        return cls(_aligned(_NEAR * 4), np.zeros(_FAR, np.uint32), arena)
 
 
 def _aligned(size: int) -> np.ndarray:
@@ -647,13 +647,13 @@ class Pieces(NamedTuple):
         return cls(np.ndarray(borders[-1], "<u8", letters, strides=(1,)), borders.astype(np.uint64))
 
 
-_START, _SIZE, _FIRST_KEY, _SECOND_KEY, _ROW, _UNKNOWN, _PLACE, _COUNT, _NEW, _SPELLED, _TOUCHED = range(11)
+_FIRST_KEY, _SECOND_KEY, _ROW, _UNKNOWN, _START, _SIZE, _PLACE, _COUNT, _NEW, _SPELLED, _TOUCHED = range(11)
 """Rows of a block, some words that are looked up together.
 
-Of each word where it begins in the text, how many bytes it has, its keys in `Memory.near`, and its row there,
-or where it would be. Of each that is not there which of the words it is, where its tokens are, how many they
-are, whether it is to be remembered, and whether its tokens spell it. The last is of no use; it is written so
-that reading ahead is not left out.
+Of each word its keys in `Memory.near`, and where its row there begins, or would. Of each that is not there
+which of the words it is, where it begins in the text, how many bytes it has, where its tokens are, how many
+they are, whether it is to be remembered, and whether its tokens spell it. The last is of no use; it is
+written so that reading ahead is not left out.
 """
 
 
@@ -797,7 +797,7 @@ def _encode(
             count = min(total - first, _BLOCK)
             _find(words, begin, cuts, first, count, near, block)
             missing = _miss(near, block, count)
-            number = _recall_all(words, missing, far, arena, block, fresh, tokens)
+            number = _recall_all(words, begin, cuts, first, missing, far, arena, block, fresh, tokens)
             encode_words(words, fresh, number, of_bytes, byte_pairs, pairs, shift, room, tokens)
             _check_all(words, missing, letters, borders, block, fresh, tokens)
             start = _ZERO
@@ -811,7 +811,7 @@ def _encode(
                     ids[at + i] = tokens[place + i]
                 at += block[_COUNT, k]
                 misspelled[done] |= not block[_SPELLED, k]
-                if block[_SIZE, stop] == _ONE and block[_FIRST_KEY, stop] == CLOSED:
+                if block[_FIRST_KEY, stop] == CLOSED:
                     done += _ONE
                     offsets[done] = at
             for i in range(start, count):
@@ -831,20 +831,17 @@ def _find(
     block: np.ndarray,
 ) -> None:
     """Say of each word where it is, its keys, and where it would be in `near`; load that into the cache."""
-    mask = np.uint64(len(near) - 1)
+    mask = np.uint64(len(near)) - _FOUR
     start, touched = begin + np.uint64(cuts[first]), _ZERO
     for i in range(count):
         end = begin + np.uint64(cuts[first + i + _ONE])
-        size = end - start
-        fits = size if size < _SHORT else _ZERO
-        a = words[start] & _FIRST[fits]
-        b = words[start + _WORD] & _SECOND[fits] | size << _SIZE_AT
-        row = _hash(a, b) & mask
-        block[_START, i], block[_SIZE, i], block[_FIRST_KEY, i], block[_SECOND_KEY, i] = start, size, a, b
-        block[_ROW, i] = row
+        size = min(end - start, _SHORT)
+        a = words[start] & _FIRST[size]
+        b = words[start + _WORD] & _SECOND[size] | size << _SIZE_AT
+        block[_FIRST_KEY, i], block[_SECOND_KEY, i], block[_ROW, i] = a, b, _hash(a, b) & mask
         start = end
     for i in range(count):
-        touched ^= near[block[_ROW, i], 0]
+        touched ^= near[block[_ROW, i]]
     block[_TOUCHED, 0] = touched
 
 
@@ -854,12 +851,12 @@ def _miss(near: np.ndarray, block: np.ndarray, count: np.uint64) -> np.uint64:
     missing = _ZERO
     for i in range(count):
         row, a, b = block[_ROW, i], block[_FIRST_KEY, i], block[_SECOND_KEY, i]
-        other = row ^ _ONE
-        here = (near[row, 0] == a) & (near[row, 1] == b)
-        there = (near[other, 0] == a) & (near[other, 1] == b)
+        other = row ^ _FOUR
+        here = (near[row] == a) & (near[row + _ONE] == b)
+        there = (near[other] == a) & (near[other + _ONE] == b)
         block[_ROW, i] = other if there else row
         block[_UNKNOWN, missing] = i
-        missing += np.uint64(not ((here | there) & (block[_SIZE, i] < _SHORT)))
+        missing += np.uint64(not (here | there))
     return missing
 
 
@@ -872,7 +869,7 @@ def _hash(first: np.uint64, second: np.uint64) -> np.uint64:
 @partial(compiled, inlined=True)
 def _take(near: np.ndarray, row: np.uint64, ids: np.ndarray, at: np.uint64) -> np.uint64:
     """Write the tokens of a row, four in any case. Their number."""
-    a, b = near[row, 2], near[row, 3]
+    a, b = near[row + _TWO], near[row + _THREE]
     ids[at] = a & _ID
     ids[at + _ONE] = a >> _HALF
     ids[at + _TWO] = b & _LOW_HALF
@@ -883,6 +880,9 @@ def _take(near: np.ndarray, row: np.uint64, ids: np.ndarray, at: np.uint64) -> n
 @partial(compiled, inlined=True)
 def _recall_all(
     words: np.ndarray,
+    begin: np.uint64,
+    cuts: np.ndarray,
+    first: np.uint64,
     missing: np.uint64,
     far: np.ndarray,
     arena: np.ndarray,
@@ -894,13 +894,14 @@ def _recall_all(
     place, number = _ZERO, _ZERO
     for k in range(missing):
         i = block[_UNKNOWN, k]
-        start, size = block[_START, i], block[_SIZE, i]
-        closed = size == _ONE and words[start] & _LOW_BYTE == CLOSED
-        count = _ZERO
+        start = begin + np.uint64(cuts[first + i])
+        size = begin + np.uint64(cuts[first + i + _ONE]) - start
+        closed, count = block[_FIRST_KEY, i] == CLOSED, _ZERO
         if size < _LONGEST and not closed:
             count = _recall(words, start, size, far, arena, tokens, place)
         new = np.uint64(count == 0 and not closed)
-        block[_COUNT, k], block[_PLACE, k], block[_SPELLED, k], block[_NEW, k] = count, place, _ONE, new
+        block[_START, k], block[_SIZE, k], block[_PLACE, k], block[_COUNT, k] = start, size, place, count
+        block[_NEW, k], block[_SPELLED, k] = new, _ONE
         fresh[_STARTS, number], fresh[_SIZES, number], fresh[_PLACES, number] = start, size, place
         number += new
         place += size
@@ -942,15 +943,17 @@ def _learn(
     """Remember the words that were new."""
     for k in range(missing):
         i, count, at = block[_UNKNOWN, k], block[_COUNT, k], block[_PLACE, k]
-        start, size, row = block[_START, i], block[_SIZE, i], block[_ROW, i]
+        start, size, row = block[_START, k], block[_SIZE, k], block[_ROW, i]
         if not (block[_NEW, k] and block[_SPELLED, k]):
             pass
         elif size < _SHORT and count <= _TOKENS:
-            for j in range(4):
-                near[row ^ _ONE, j] = near[row, j]
-            near[row, 0], near[row, 1] = block[_FIRST_KEY, i], block[_SECOND_KEY, i]
-            near[row, 2] = np.uint64(tokens[at]) | count << _COUNT_AT | np.uint64(tokens[at + _ONE]) << _HALF
-            near[row, 3] = np.uint64(tokens[at + _TWO]) | np.uint64(tokens[at + _THREE]) << _HALF
+            for j in range(_FOUR):
+                near[(row ^ _FOUR) + j] = near[row + j]
+            near[row], near[row + _ONE] = block[_FIRST_KEY, i], block[_SECOND_KEY, i]
+            near[row + _TWO] = (
+                np.uint64(tokens[at]) | count << _COUNT_AT | np.uint64(tokens[at + _ONE]) << _HALF
+            )
+            near[row + _THREE] = np.uint64(tokens[at + _TWO]) | np.uint64(tokens[at + _THREE]) << _HALF
         else:
             if arena[0] + _TWO * _LONGEST > len(arena):
                 far[:] = 0
