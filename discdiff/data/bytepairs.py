@@ -587,7 +587,7 @@ def _forget(heap: np.ndarray, waiting: np.uint64) -> np.uint64:
 
 _STRETCH = np.uint64(2**18)
 """Bytes of documents that are cut at once, so that what is known of them stays in a cache."""
-_NEAR, _FAR, _ARENA = 2**18, 2**16, 2**20
+_NEAR, _FAR, _ARENA = 2**19, 2**16, 2**20
 """Words that are remembered with their tokens beside them; the others; numbers of 64 bits for those."""
 _BLOCK = np.uint64(256)
 """Words that are looked up together: the more, the more loads from memory are under way at once."""
