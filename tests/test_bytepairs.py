@@ -98,7 +98,7 @@ def test_every_character_is_of_the_kind_that_the_reference_sees(
     assert_exact(opened(definition, reference), reference, texts)
 
 
-@pytest.mark.parametrize("memory", [(2, 1, 1024), (16, 4, 1024), (2**18, 2**16, 2**20)])
+@pytest.mark.parametrize("memory", [(2, 1, 1024), (16, 4, 1024), (2**19, 2**16, 2**20)])
 def test_what_is_remembered_changes_nothing(
     definition: str, reference: Reference, memory: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,6 +170,26 @@ def test_a_word_that_its_tokens_do_not_spell_is_told(definition: str, reference:
     encoded, audit = tokenizer.encode_audited(texts)
     np.testing.assert_array_equal(encoded.ids, reference.encode(texts).ids)
     assert (audit.spelled, audit.reference, audit.differed) == (1, 2, 0)
+
+
+@pytest.mark.parametrize("place", [0, 7, 8, -1, "shorter", "longer"])
+def test_a_token_whose_bytes_differ_anywhere_is_told(
+    definition: str, reference: Reference, place: int | str
+) -> None:
+    pieces, encoder = pieces_of(json.loads(definition)), opened(definition, reference)
+    assert pieces is not None
+    token = next(i for i, piece in enumerate(pieces) if len(piece) > 9 and piece.isalpha())
+    text = pieces[token].decode()
+    assert reference.encode([text]).ids.tolist() == [token]
+    letters = bytearray(pieces[token])
+    if isinstance(place, int):
+        letters[place] ^= 1
+    pieces[token] = {"shorter": bytes(letters[:-1]), "longer": bytes(letters) + b" "}.get(
+        place, bytes(letters)
+    )
+    encoder._pieces = Pieces.of(pieces)
+    texts = [f"see {text}", f"{text} is", "nothing wrong", f"\n{text} {text}", "fine"]
+    assert encoder.encode([text.encode() for text in texts])[1] == [1, 3]
 
 
 def without(definition: str, change: str) -> str:
