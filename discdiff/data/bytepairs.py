@@ -455,13 +455,13 @@ def _open(
     """
     parts, ranks, right, left = slot + _PARTS, slot + _RANKS, slot + _RIGHT, slot + _LEFT
     for i in range(np.uint64(SHORT + 1)):
-        room[ranks + i] = _placed(_NONE, i)
+        room[ranks + i] = _placed(_NONE, _ZERO)
     for i in range(size):
         two = words[start + i] & _TWO_BYTES
         room[parts + i] = of_bytes[two & _LOW_BYTE]
         room[ranks + i] = _placed(byte_pairs[two], i)
         room[right + i], room[left + i + _ONE] = i + _ONE, i
-    room[ranks + size - _ONE] = _placed(_NONE, size)
+    room[ranks + size - _ONE] = _placed(_NONE, _ZERO)
     room[parts + size], room[left], room[right + size] = _NONE, size, size
 
 
@@ -478,7 +478,7 @@ def _merge(pairs: np.ndarray, shift: np.uint64, room: np.ndarray, slot: np.uint6
     gone = np.uint64(room[right + here])
     before, after = np.uint64(room[left + here]), np.uint64(room[right + gone])
     room[parts + here], room[right + here], room[left + after] = made, after, here
-    room[ranks + gone] = _placed(_NONE, gone)
+    room[ranks + gone] = _placed(_NONE, _ZERO)
     forth = _rank(pairs, shift, made, room[parts + after])
     back = _rank(pairs, shift, room[parts + before], made)
     room[ranks + here], room[ranks + before] = _placed(forth, here), _placed(back, before)
