@@ -7,7 +7,7 @@ is the reference, and stands guard in three ways:
    can't read it, or one id differs, the next takes its place, the reference in the end.
 2. For byte-level tokenizers every document is proved to be spelled by its ids (`spelling`, `bytepairs`). One
    that isn't is encoded by the reference.
-3. About one of 1,024 documents of at most 64 KiB, chosen by their content, is encoded by both. If it differs,
+3. About one of 1,024 documents of at most 16 KiB, chosen by their content, is encoded by both. If it differs,
    the whole batch is encoded by the reference.
 
 What remains unproven: that documents outside the sample are cut into tokens as the reference cuts them.
@@ -39,7 +39,7 @@ from discdiff.types import DiscdiffError, Value
 SEPARATORS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 """Names under which vocabularies keep the end of a document, in the order in which they are looked for."""
 _SAMPLED_OF = 1024
-_LONGEST_SAMPLE = 1 << 16
+_LONGEST_SAMPLE = 1 << 14
 
 
 @dataclass(frozen=True)
