@@ -1,4 +1,4 @@
-"""Real parts for the tests, on loopback: a Ray cluster, an object store, a file server, a tracking server.
+"""Real parts for the tests, on loopback: a Ray cluster, object stores, a file server, a tracking server.
 
 Each starts when a test first asks for it, has ports and a folder of its own, and is ended by process id when
 the session ends. Nothing here imports discdiff, so that its shapes are checked from the first import on.
@@ -33,6 +33,8 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# gcsfs reads this once, when first imported: what kind a bucket is it asks by gRPC, which the emulator lacks.
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -61,7 +63,7 @@ class Cluster:
 class ObjectStore:
     endpoint: str
     new_bucket: Callable[[], str]
-    """Create an empty bucket and return its URL, `s3://name`."""
+    """Create an empty bucket and return its URL, `s3://name` or `gs://name`."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,36 @@ def object_store() -> Iterator[ObjectStore]:
 def bucket(object_store: ObjectStore) -> str:
     """The URL of an empty bucket, `s3://name`."""
     return object_store.new_bucket()
+
+
+@pytest.fixture(scope="session")
+def google_store() -> Iterator[ObjectStore]:
+    """A Google Cloud Storage emulator, found by gcsfs and child processes; it asks for no credentials."""
+    import fsspec
+
+    (port,) = free_ports(1)
+    endpoint = f"http://127.0.0.1:{port}"
+
+    def new_bucket() -> str:
+        name = f"bucket-{uuid.uuid4().hex[:12]}"
+        fsspec.filesystem("gs").mkdir(name)
+        return f"gs://{name}"
+
+    command = [sys.executable, "-m", "gcp_storage_emulator", "start", "--quiet", "--in-memory"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    with (
+        tempfile.TemporaryDirectory(prefix="dd-gs-") as folder,
+        served(command, f"{endpoint}/", {}, Path(folder, "emulator.log")),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("STORAGE_EMULATOR_HOST", endpoint)
+        yield ObjectStore(endpoint, new_bucket)
+
+
+@pytest.fixture
+def google_bucket(google_store: ObjectStore) -> str:
+    """The URL of an empty bucket, `gs://name`."""
+    return google_store.new_bucket()
 
 
 @pytest.fixture

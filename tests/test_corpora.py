@@ -180,7 +180,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     assert read(Files(url=str(tmp_path))) == ["text \ufeff"]
 
 
-@pytest.mark.parametrize("where", ["bucket", "http_folder"])
+@pytest.mark.parametrize("where", ["bucket", "google_bucket", "http_folder"])
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet", "a.arrow"])
 def test_object_stores_and_web_servers_are_read_by_range(
     where: str, name: str, tmp_path: Path, request: pytest.FixtureRequest
@@ -193,10 +193,11 @@ def test_object_stores_and_web_servers_are_read_by_range(
 def published(where: str, files: dict[str, bytes], request: pytest.FixtureRequest) -> str:
     """The URL of a place that holds these files."""
     place = request.getfixturevalue(where)
-    url = place if where == "bucket" else place.url
+    url = place if isinstance(place, str) else place.url
     for name, data in files.items():
-        if where == "bucket":
-            fsspec.filesystem("s3").pipe_file(f"{url}/{name}", data)
+        if isinstance(place, str):
+            fs, path = fsspec.url_to_fs(f"{url}/{name}")
+            fs.pipe_file(path, data)
         else:
             path = place.path / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -204,12 +205,11 @@ def published(where: str, files: dict[str, bytes], request: pytest.FixtureReques
     return url
 
 
-def test_a_glob_in_a_bucket(bucket: str, request: pytest.FixtureRequest) -> None:
-    fs = fsspec.filesystem("s3")
-    for name in ("b", "a"):
-        fs.pipe_file(f"{bucket}/in/{name}.txt", name.encode())
-    assert read(Files(url=f"{bucket}/in/*.txt")) == ["a", "b"]
-    assert read(Files(url=f"{bucket}/in")) == ["a", "b"]
+@pytest.mark.parametrize("where", ["bucket", "google_bucket"])
+def test_a_glob_in_a_bucket(where: str, request: pytest.FixtureRequest) -> None:
+    url = published(where, {f"in/{name}.txt": name.encode() for name in ("b", "a")}, request)
+    assert read(Files(url=f"{url}/in/*.txt")) == ["a", "b"]
+    assert read(Files(url=f"{url}/in")) == ["a", "b"]
 
 
 def zipped(files: dict[str, bytes]) -> bytes:

@@ -1,4 +1,4 @@
-"""Stores on an object store and behind HTTP: the same rows, through a bounded cache, or a clear error."""
+"""Stores on object stores and behind HTTP: the same rows, through a bounded cache, or a clear error."""
 
 import http.server
 import threading
@@ -13,6 +13,8 @@ from conftest import Folder as Served
 from text_stores import SEPARATOR, TOKENIZER, draw, make, manifest, stream, write
 
 from discdiff.data.audit import audit
+from discdiff.data.build import build
+from discdiff.data.files import Files
 from discdiff.data.folder import Folder
 from discdiff.data.loader import Loader
 from discdiff.data.manifest import commit, read_manifest
@@ -21,6 +23,7 @@ from discdiff.data.packing import Isolated, PerDocument, Wrap
 from discdiff.data.remote import Remote, RemoteChunks
 from discdiff.data.resident import BadShardError
 from discdiff.data.shard import CHUNK
+from discdiff.data.specification import Tokenize
 from discdiff.data.store import Store
 from discdiff.types import DiscdiffError
 
@@ -46,7 +49,16 @@ def whole(store: Store) -> list[int]:
     return store.read(np.array([0]), store.tokens)[0].tolist()
 
 
-def test_an_object_store_gives_the_rows_of_a_disk(bucket: str, tmp_path: Path) -> None:
+# aiohttp says so of the megabytes that gcsfs puts at once.
+large_uploads = pytest.mark.filterwarnings("ignore:Sending a large body directly:ResourceWarning")
+
+
+@large_uploads
+@pytest.mark.parametrize("where", ["bucket", "google_bucket"])
+def test_an_object_store_gives_the_rows_of_a_disk(
+    where: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    bucket = request.getfixturevalue(where)
     make(f"{bucket}/some/where", train=LARGE, test=SMALL)
     local = make(tmp_path / "local", train=LARGE, test=SMALL)
     with Store.open(local) as near, Store.open(f"{bucket}/some/where", remote=remote(tmp_path)) as far:
@@ -58,6 +70,28 @@ def test_an_object_store_gives_the_rows_of_a_disk(bucket: str, tmp_path: Path) -
                 assert torch.equal(one.read(start, 6).tokens, other.read(start, 6).tokens)
         assert 0 < held(tmp_path) == downloaded(far) <= sum(shard.size for shard in far.shards)
     assert audit(f"{bucket}/some/where") == []
+
+
+def test_a_store_is_built_in_a_bucket_as_on_a_disk_and_appears_at_the_end(
+    google_bucket: str, tmp_path: Path
+) -> None:
+    (tmp_path / "in.txt").write_text("".join(f"line {number}\n" for number in range(3000)))
+    spec = Tokenize(corpus=Files(url=str(tmp_path / "in.txt"), separator="\n"), part=9000, shard=4000)
+    built = build(spec, f"{google_bucket}/store")
+    assert built == build(spec, str(tmp_path / "out"))
+    place = Folder.at(f"{google_bucket}/store", use_listings_cache=False)
+    objects = place.fs.find(place.root, detail=True)
+    shards = {place.path(shard.path) for split in built.splits.values() for shard in split.shards}
+    assert set(objects) == shards | {place.path("manifest.json"), place.path("tokenizer.json")}
+    assert max(objects, key=lambda name: int(objects[name]["generation"])) == place.path("manifest.json")
+    for split in ("train", "validation", "test"):
+        with (
+            Store.open(tmp_path / "out", split) as near,
+            Store.open(f"{google_bucket}/store", split, remote=remote(tmp_path)) as far,
+        ):
+            one, other = (Loader(store, Wrap(length=32), seed=1) for store in (near, far))
+            count = one.rows_per_epoch
+            assert torch.equal(one.read(0, count).tokens, other.read(0, count).tokens)
 
 
 def test_a_second_process_reads_from_the_cache(http_folder: Served, tmp_path: Path) -> None:
@@ -126,8 +160,10 @@ def test_a_corrupt_object_is_named_with_the_attempts(bucket: str, tmp_path: Path
         assert whole(store) == stream(SMALL[:7] + SMALL[14:]).tolist()
 
 
-def test_an_upload_that_stops_midway_is_never_visible(bucket: str) -> None:
+@pytest.mark.parametrize("where", ["bucket", "google_bucket"])
+def test_an_upload_that_stops_midway_is_never_visible(where: str, request: pytest.FixtureRequest) -> None:
     """All shards but the last, then the end: there is no store, and a commit without the last is refused."""
+    bucket = request.getfixturevalue(where)
     folder = Folder.at(bucket)
     shards = write(folder, "train", SMALL, 7)
     folder.fs.rm_file(folder.path(shards[-1].path))
