@@ -22,6 +22,10 @@ class DiscdiffError(ValueError):
     """A mistake in what was asked for: the message says what was given, what is allowed and what to do."""
 
 
+class UnreachableError(DiscdiffError):
+    """A place that can't be read, perhaps only now: what was done before is worth keeping."""
+
+
 class Value(BaseModel, frozen=True, extra="forbid"):
     """A specification that is its own configuration: immutable, hashable, comparable, JSON both ways."""
 

@@ -16,7 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import ParamSpec, TypeVar, cast
 
-from discdiff.types import DiscdiffError, Value
+from discdiff.types import DiscdiffError, UnreachableError, Value
 from pipelines.artifacts import Artifact
 from pipelines.failure import StageError, cause
 from pipelines.key import Json, fields, flatten
@@ -120,11 +120,7 @@ class Runner:
             return self._run(stage, spec, place, directory)
         except Exception as error:
             reason = cause(error)
-            if (
-                not stage.resumable
-                or (isinstance(reason, DiscdiffError) and not resumed)
-                or not any(directory.iterdir())
-            ):
+            if not stage.resumable or (_is_mistake(reason) and not resumed) or not any(directory.iterdir()):
                 self._clear(place, directory)
             if isinstance(reason, DiscdiffError):
                 raise reason from (None if reason is error else error)
@@ -178,6 +174,11 @@ class Here(Executor):
         except Exception as error:
             future.set_exception(error)
         return future
+
+
+def _is_mistake(error: BaseException) -> bool:
+    """Whether the specification is wrong, so that trying it again is in vain."""
+    return isinstance(error, DiscdiffError) and not isinstance(error, UnreachableError)
 
 
 def _opened(stage: Stage[S, A], place: Place) -> A:

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from discdiff.types import DiscdiffError, Value
+from discdiff.types import DiscdiffError, UnreachableError, Value
 from pipelines import lease
 from pipelines.artifacts import Samples, Tokens
 from pipelines.runner import Runner
@@ -88,6 +88,8 @@ def _fail(how: str) -> None:
     match how:
         case "mistake":
             raise DiscdiffError("size 3 was given; 4 is allowed.")
+        case "away":
+            raise UnreachableError("s3://bucket/x.txt can't be read: refused; try again")
         case "bug":
             raise RuntimeError("two\nlines")
         case "killed":

@@ -14,6 +14,8 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import Folder as Served
+from fsspec.implementations.http import HTTPFile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
@@ -32,7 +34,7 @@ from discdiff.data.detokenize import detokenize
 from discdiff.data.folder import Folder
 from discdiff.data.lines import split
 from discdiff.data.splits import ByHash
-from discdiff.types import DiscdiffError
+from discdiff.types import DiscdiffError, UnreachableError
 
 DOCUMENTS = [
     "one",
@@ -203,6 +205,22 @@ def published(where: str, files: dict[str, bytes], request: pytest.FixtureReques
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
     return url
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet", "a.arrow"])
+def test_a_connection_that_breaks_is_no_fault_of_the_file(
+    name: str, http_folder: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    WRITERS[name](http_folder.path / name, DOCUMENTS)
+    corpus = Files(url=f"{http_folder.url}/{name}")
+    spans = corpus.plan()
+
+    def broken(*_: object) -> bytes:
+        raise OSError("reset by peer")
+
+    monkeypatch.setattr(HTTPFile, "read", broken)
+    with pytest.raises(UnreachableError, match=rf"/{name} can't be read: reset by peer; see that it can"):
+        list(corpus.documents(spans[0]))
 
 
 @pytest.mark.parametrize("where", ["bucket", "google_bucket"])

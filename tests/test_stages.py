@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from stage_problem import PARTS, Corpus, Draw, collect, draw, gather
 
-from discdiff.types import DiscdiffError
+from discdiff.types import DiscdiffError, UnreachableError
 from pipelines.artifacts import Tokens
 from pipelines.failure import StageError
 from pipelines.key import ABSENT, Json, canonical, changes, key
@@ -190,6 +190,23 @@ def test_a_mistake_and_a_bug_leave_nothing(root: str, trace: Path) -> None:
             run(gather, Corpus(trace=str(trace), fail="mistake"))
     names = [name for name in Place(root).names() if name != LEASES]
     assert names == []
+
+
+def test_what_can_not_be_reached_now_leaves_what_is_done(
+    root: str, trace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Runner(root, screen=quiet()) as run:
+        for _ in range(2):
+            with pytest.raises(UnreachableError, match="refused"):
+                run(gather, Corpus(trace=str(trace), fail="away"))
+            monkeypatch.setattr("stage_problem._fail", _refuse)
+        monkeypatch.setattr("stage_problem._fail", lambda how: None)
+        run(gather, Corpus(trace=str(trace), fail="away"))
+    assert lines(trace) == ["began 0", "began 2", "began 2", "ended"]
+
+
+def _refuse(how: str) -> None:
+    raise UnreachableError("refused")
 
 
 @pytest.mark.parametrize(("name", "left"), [("collect", 0), ("gather", 2)])

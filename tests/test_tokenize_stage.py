@@ -19,6 +19,7 @@ import pyarrow as pa
 import pytest
 import torch
 from conftest import ROOT, Cluster
+from fsspec.implementations.memory import MemoryFileSystem
 from tokenizers import Tokenizer as HuggingFace
 from tokenizers import normalizers
 
@@ -39,7 +40,7 @@ from discdiff.data.splits import ByHash
 from discdiff.data.store import Store
 from discdiff.data.tokenizers import Bytes, Characters, Definition, Pretrained, Symbols
 from discdiff.noise import Noise
-from discdiff.types import DiscdiffError
+from discdiff.types import DiscdiffError, UnreachableError
 
 
 def write_corpus(folder: Path, documents: Sequence[str]) -> Files:
@@ -126,6 +127,61 @@ def test_a_build_that_broke_off_does_the_rest_only(tmp_path: Path) -> None:
         assert not (tmp_path / "out" / "manifest.json").exists()
     build(spec, str(tmp_path / "out"), each=counting)
     assert done == [len(corpus.plan(1000)) - 10]
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+@pytest.fixture
+def network(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bool], None]]:
+    """Switches a file system, `memory://`, on and off; it raises what no other does."""
+
+    class RefusedError(Exception):
+        pass
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RefusedError("refused")
+
+    def switch(on: bool) -> None:
+        if on:
+            monkeypatch.undo()
+        else:
+            for name in ("info", "ls", "_open"):
+                monkeypatch.setattr(MemoryFileSystem, name, refuse)
+
+    yield switch
+    switch(True)
+    fsspec.filesystem("memory").rm("/in", recursive=True)
+
+
+def test_a_build_whose_input_can_not_be_reached_keeps_what_it_has(
+    tmp_path: Path, network: Callable[[bool], None]
+) -> None:
+    write_corpus(tmp_path / "in", sentences(200))
+    fsspec.filesystem("memory").put(str(tmp_path / "in"), "/in", recursive=True)
+    spec = Tokenize(corpus=Files(url="memory://in"), tokenizer=Bytes(), part=1000)
+    build(spec, str(tmp_path / "whole"))
+    done: list[int] = []
+
+    def breaking(function: Callable, items: Sequence) -> Iterator[tuple[int, object]]:
+        for index, item in enumerate(items):
+            if index == 5:
+                network(False)
+            yield index, function(item)
+
+    def counting(function: Callable, items: Sequence) -> Iterator[tuple[int, object]]:
+        done.append(len(items))
+        return backwards(function, items)
+
+    away = pytest.raises(UnreachableError, match=r"memory://.*in.* can't be read: refused; see that")
+    with away:
+        build(spec, str(tmp_path / "out"), each=breaking)
+    with away:
+        build(spec, str(tmp_path / "out"))
+    with away:
+        build(spec, str(tmp_path / "fresh"))
+    assert content(tmp_path / "fresh") == {}
+    network(True)
+    build(spec, str(tmp_path / "out"), each=counting)
+    assert done == [len(spec.corpus.plan(1000)) - 5]
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 

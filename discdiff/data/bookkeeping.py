@@ -17,6 +17,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _NOTES = "_build"
+_STARTED = "started"
 UNPACKED = f"{_NOTES}/unpacked"
 """Where the files of an archive lie meanwhile."""
 
@@ -41,6 +42,16 @@ class Notes:
 
     def put(self, name: str, data: bytes) -> None:
         self.folder.put(f"{_NOTES}/{name}", data)
+
+    def start(self, key: str) -> None:
+        """Note that the work has begun: a folder that can't be written is found before it."""
+        self.put(_STARTED, key.encode())
+
+    def has_results(self) -> bool:
+        """Whether more is noted than that the work has begun."""
+        fs, path = self.folder.fs, self.folder.path(_NOTES)
+        fs.invalidate_cache(path)
+        return any(not str(file).endswith(f"/{_STARTED}") for file in fs.find(path))
 
     def get(self, name: str) -> bytes | None:
         with contextlib.suppress(FileNotFoundError):

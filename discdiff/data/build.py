@@ -26,7 +26,7 @@ from discdiff.data.shard import Shard
 from discdiff.data.spans import Span
 from discdiff.data.specification import Tokenize
 from discdiff.data.splits import SPLITS
-from discdiff.types import DiscdiffError
+from discdiff.types import DiscdiffError, UnreachableError
 
 Progress = Callable[[int, int], None]
 """Told how many bytes of input are done, of how many."""
@@ -39,7 +39,7 @@ def build(
 
     A build that was interrupted goes on where it was; a finished one is returned. `key` names the
     specification in the manifest. Raises DiscdiffError for a mistake in the specification or its inputs,
-    and then leaves nothing.
+    and then leaves nothing; UnreachableError for inputs that can't be read now, and keeps what is done.
     """
     folder, key = Folder.at(uri), key or _key(spec)
     finished = _finished(folder, key)
@@ -48,8 +48,9 @@ def build(
         return finished
     try:
         manifest, tokenizer_json = _made(_Build(spec, folder, key, each, progress or _silent))
-    except DiscdiffError:
-        tidy(folder, None)
+    except DiscdiffError as error:
+        if not isinstance(error, UnreachableError) or not Notes(folder).has_results():
+            tidy(folder, None)
         raise
     commit(folder, manifest, tokenizer_json)
     tidy(folder, manifest)
@@ -67,7 +68,7 @@ class _Build:
 
 def _made(work: _Build) -> tuple[Manifest, str]:
     spec, folder = work.spec, work.folder
-    Notes(folder).put("started", work.key.encode())  # a folder that can't be written is found before the work
+    Notes(folder).start(work.key)
     spec = _fetched(spec, folder)
     spans = spec.corpus.plan(spec.part)
     work = replace(work, spec=spec)
@@ -103,7 +104,7 @@ def _finished(folder: Folder, key: str) -> Manifest | None:
     try:
         if folder.size(MANIFEST) is None:
             return None
-    except OSError as error:
+    except Exception as error:  # file systems raise what their clients do
         message = f"{folder.uri} cannot be written: {error}; give a folder that you may write to"
         raise DiscdiffError(message) from error
     manifest = read_manifest(folder)

@@ -9,10 +9,19 @@ import fsspec
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
-from discdiff.types import DiscdiffError
+from discdiff.types import DiscdiffError, UnreachableError
 
 CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}
 """Suffixes of compressed files."""
+NOT_THERE = (
+    FileNotFoundError,
+    NotADirectoryError,
+    IsADirectoryError,
+    ImportError,
+    NotImplementedError,
+    ValueError,
+)
+"""What file systems raise for a URL that names nothing that they know."""
 _BLOCK = 4 * 2**20
 
 
@@ -29,41 +38,57 @@ class Input:
 def find(url: str, suffixes: Sequence[str]) -> list[Input]:
     """The files at a path, glob, folder or URL, by name; of a folder those with these suffixes.
 
-    Raises DiscdiffError if there is none, or the place can't be read.
+    Raises DiscdiffError if there is none, UnreachableError if the place can't be asked.
     """
     try:
-        fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
-        return _found(fs, path, url, suffixes)
-    except (OSError, ImportError, ValueError) as error:
+        with reaching(url):
+            fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
+            infos = _infos(fs, path, url, suffixes)
+    except NOT_THERE as error:
         if isinstance(error, DiscdiffError):
             raise
         raise DiscdiffError(
             f"{url} can't be read: {_reason(error)}; give a path, a glob or an fsspec URL"
         ) from error
-
-
-def _found(fs: Any, path: str, url: str, suffixes: Sequence[str]) -> list[Input]:
-    if "::" in url:
-        return [_input(url, fs.info(path))]
-    if any(character in path for character in "*[") and not fs.exists(path):
-        infos = [info for info in fs.glob(path, detail=True).values() if info["type"] == "file"]
-    elif fs.isdir(path):
-        infos = [
-            each for each in fs.find(path, detail=True).values() if each["name"].endswith(tuple(suffixes))
-        ]
-    else:
-        infos = [fs.info(path)]
     if not infos:
         raise DiscdiffError(
             f"{url} matches no file; give a path, a glob or a URL of {', '.join(suffixes)} files"
         )
-    inputs = [
-        _input(
-            str(info["name"] if isinstance(fs, LocalFileSystem) else fs.unstrip_protocol(info["name"])), info
-        )
-        for info in infos
-    ]
+    inputs = [_input(url if "::" in url else _url(fs, info["name"]), info) for info in infos]
     return sorted(inputs, key=lambda each: each.url)
+
+
+@contextmanager
+def reaching(url: str) -> Generator[None]:
+    """What a file system raises within as UnreachableError, unless it is one of NOT_THERE.
+
+    File systems raise what their clients do, so that is anything: ask them within, and do nothing else.
+    """
+    try:
+        yield
+    except NOT_THERE:
+        raise
+    except Exception as error:
+        raise UnreachableError(
+            f"{url} can't be read: {_reason(error)}; see that it can be reached from here, then try again"
+        ) from error
+
+
+def _infos(fs: Any, path: str, url: str, suffixes: Sequence[str]) -> list[dict[str, Any]]:
+    """What a file system says of the files that are found."""
+    if "::" in url:
+        return [fs.info(path)]
+    if any(character in path for character in "*[") and not fs.exists(path):
+        return [info for info in fs.glob(path, detail=True).values() if info["type"] == "file"]
+    if fs.isdir(path):
+        return [
+            info for info in fs.find(path, detail=True).values() if info["name"].endswith(tuple(suffixes))
+        ]
+    return [fs.info(path)]
+
+
+def _url(fs: Any, name: str) -> str:
+    return str(name if isinstance(fs, LocalFileSystem) else fs.unstrip_protocol(name))
 
 
 def _input(url: str, info: dict[str, Any]) -> Input:
@@ -80,11 +105,31 @@ def codec_of(suffix: str) -> str | None:
 
 @contextmanager
 def opened(url: str) -> Generator[Any]:
-    """The file at a path or URL, for reading bytes; network files are fetched by ranges as they are read."""
-    fs, path = fsspec.core.url_to_fs(url)
-    options = {} if isinstance(fs, LocalFileSystem) else {"cache_type": "readahead", "block_size": _BLOCK}
-    with fs.open(path, "rb", **options) as file:
-        yield file
+    """The file at a path or URL, for reading bytes; network files are fetched by ranges as they are read.
+
+    Opening it and reading it raise UnreachableError where the network fails.
+    """
+    with reaching(url):
+        fs, path = fsspec.core.url_to_fs(url)
+        is_local = isinstance(fs, LocalFileSystem)
+        options = {} if is_local else {"cache_type": "readahead", "block_size": _BLOCK}
+        file = fs.open(path, "rb", **options)
+    with file:
+        yield file if is_local else _Distant(file, url)
+
+
+class _Distant:
+    """A file that is read over a network, for those who read it as one on a disk."""
+
+    def __init__(self, file: Any, url: str):
+        self._file, self._url = file, url
+
+    def read(self, size: int = -1) -> bytes:
+        with reaching(self._url):
+            return self._file.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def blocks(url: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
@@ -112,4 +157,6 @@ def decompressed(url: str, codec: str) -> Iterator[bytes]:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    """What an error says, in a line; many file systems say no more of a missing file than its name."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    return f"there is no {said}" if isinstance(error, FileNotFoundError) and error.errno is None else said

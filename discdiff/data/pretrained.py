@@ -32,9 +32,10 @@ import xxhash
 from numpy.typing import ArrayLike
 
 from discdiff.data.encoding import Encoded, checked_ids, fingerprint, offsets_of
+from discdiff.data.inputs import NOT_THERE, reaching
 from discdiff.data.probes import PROBES
 from discdiff.data.spelling import Speller, pieces_of
-from discdiff.types import DiscdiffError, Value
+from discdiff.types import DiscdiffError, UnreachableError, Value
 
 SEPARATORS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 """Names under which vocabularies keep the end of a document, in the order in which they are looked for."""
@@ -235,10 +236,14 @@ class Pretrained(Value, frozen=True):
     separator: str | None = None
 
     def open(self) -> PretrainedTokenizer:
-        """Read it. Raises DiscdiffError if it is not there or is no tokenizer."""
+        """Read it. Raises DiscdiffError if it is not there or is no tokenizer, UnreachableError if nobody
+        can tell.
+        """
         try:
             definition = self._read().decode()
-        except (OSError, ValueError, ImportError) as error:
+        except UnreachableError:
+            raise
+        except NOT_THERE as error:
             message = f"no tokenizer at {self.path}: {error}; give the path or URL of a tokenizer.json"
             raise DiscdiffError(message) from error
         return PretrainedTokenizer(definition, self.separator)
@@ -247,14 +252,15 @@ class Pretrained(Value, frozen=True):
         """How it counts in a stage's key: by what the file holds, or by its path while it can't be read."""
         try:
             content = {"sha256": hashlib.sha256(self._read()).hexdigest()}
-        except (OSError, ValueError, ImportError):
+        except NOT_THERE:
             content = {"path": self.path}
         return {"kind": self.kind, "separator": self.separator} | content
 
     def _read(self) -> bytes:
         path = os.path.join(self.path, "tokenizer.json") if os.path.isdir(self.path) else self.path
-        fs, path = fsspec.url_to_fs(path)
-        return fs.cat_file(path)
+        with reaching(path):
+            fs, path = fsspec.url_to_fs(path)
+            return fs.cat_file(path)
 
 
 @contextmanager
