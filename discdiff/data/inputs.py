@@ -43,6 +43,7 @@ def find(url: str, suffixes: Sequence[str]) -> list[Input]:
     try:
         with reaching(url):
             fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
+            fs.invalidate_cache()  # of Hugging Face's file system, which keeps listings all the same
             infos = _infos(fs, path, url, suffixes)
     except NOT_THERE as error:
         if isinstance(error, DiscdiffError):
@@ -93,7 +94,7 @@ def _url(fs: Any, name: str) -> str:
 
 def _input(url: str, info: dict[str, Any]) -> Input:
     size = info.get("size")
-    tag = info.get("ETag") or info.get("etag") or ""
+    tag = info.get("ETag") or info.get("etag") or info.get("blob_id") or ""
     stamp = info.get("mtime") or info.get("LastModified") or ""
     return Input(url, size, f"{size} bytes {tag}".strip(), str(stamp))
 
@@ -110,7 +111,7 @@ def opened(url: str) -> Generator[Any]:
     Opening it and reading it raise UnreachableError where the network fails.
     """
     with reaching(url):
-        fs, path = fsspec.core.url_to_fs(url)
+        fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)  # the one that `find` has asked
         is_local = isinstance(fs, LocalFileSystem)
         options = {} if is_local else {"cache_type": "readahead", "block_size": _BLOCK}
         file = fs.open(path, "rb", **options)
