@@ -23,7 +23,7 @@ class DiscdiffError(ValueError):
 
 
 class UnreachableError(DiscdiffError):
-    """A place that can't be read, perhaps only now: what was done before is worth keeping."""
+    """A place that can't be read or written, perhaps only now: what was done before is worth keeping."""
 
 
 class Value(BaseModel, frozen=True, extra="forbid"):

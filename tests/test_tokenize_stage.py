@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -182,6 +183,29 @@ def test_a_build_whose_input_can_not_be_reached_keeps_what_it_has(
     network(True)
     build(spec, str(tmp_path / "out"), each=counting)
     assert done == [len(spec.corpus.plan(1000)) - 5]
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_a_disk_that_is_full_loses_nothing(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "in", [*sentences(100), "x" * 2**17])
+    spec = Tokenize(corpus=corpus, tokenizer=Bytes(), splits=ByHash(validation=0, test=0), part=1000)
+    build(spec, str(tmp_path / "whole"))
+    asked: list[int] = []
+
+    def counting(function: Callable, items: Sequence) -> Iterator[tuple[int, object]]:
+        asked.append(len(items))
+        return here(function, items)
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
+    try:
+        with pytest.raises(UnreachableError, match="cannot be written"):
+            build(spec, str(tmp_path / "out"), each=counting)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    build(spec, str(tmp_path / "out"), each=counting)
+    first, then = asked
+    assert 0 < then < first
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 

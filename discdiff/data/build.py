@@ -39,7 +39,8 @@ def build(
 
     A build that was interrupted goes on where it was; a finished one is returned. `key` names the
     specification in the manifest. Raises DiscdiffError for a mistake in the specification or its inputs,
-    and then leaves nothing; UnreachableError for inputs that can't be read now, and keeps what is done.
+    and then leaves nothing; UnreachableError for inputs that can't be read now or a full disk, and
+    keeps what is done.
     """
     folder, key = Folder.at(uri), key or _key(spec)
     finished = _finished(folder, key)

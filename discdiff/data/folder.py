@@ -11,7 +11,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from discdiff.data.disk import write_durably
-from discdiff.types import DiscdiffError
+from discdiff.types import DiscdiffError, UnreachableError
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Folder:
         except OSError as error:
             where = f"{self.uri}/{directory}".rstrip("/")
             message = f"{where}/{name()} cannot be written: {error}; give a folder that you may write to"
-            raise DiscdiffError(message) from error
+            raise UnreachableError(message) from error
 
     def sweep(self) -> None:
         """Remove what writers that were killed left behind. Call when nobody writes here any more."""
