@@ -66,6 +66,7 @@ def only(root: Path, stage_name: str) -> str:
     return found
 
 
+@pytest.mark.timeout(900)  # a dozen processes that import torch and join a cluster, on a slow machine
 def test_every_job_runs_on_a_cluster(submit) -> None:
     """From text to report, each stage a job of its own, each finding what the one before made."""
     root = submit.root
