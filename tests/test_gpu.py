@@ -16,6 +16,7 @@ from test_families_draw import FAMILIES, filled
 from test_laws import METHODS_IN_TABLE
 from text_stores import draw, make
 from training_problem import RECIPE, SUBJECT, VOCAB, Labelled, Table, weights
+from training_world import Stop
 
 from discdiff.data.loader import Loader
 from discdiff.data.mixture import Classes
@@ -106,14 +107,6 @@ def test_batches_are_pinned_and_reach_the_gpu_without_a_wait(classes: Classes) -
     for step, batch in enumerate(arrived):
         for there, here in zip(parts(batch), parts(loader.read(8 * step, 8)), strict=True):
             assert torch.equal(there.cpu(), here)
-
-
-def test_what_comes_back_from_the_gpu_is_whole() -> None:
-    tokens = torch.randint(0, VOCAB, (512, 512))
-    given = replace(canvas(tokens), allowed=torch.rand(512, 512, VOCAB) < 0.5).to("cuda")
-    torch.cuda._sleep(BUSY)
-    changed = given.with_tokens(given.tokens + 1).to("cpu")
-    assert torch.equal(changed.tokens, tokens + 1)
 
 
 def test_a_judge_reads_on_its_own_device() -> None:
@@ -249,10 +242,6 @@ def distance(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 # Training
-
-
-class Stop(Exception):  # noqa: N818
-    pass
 
 
 class Long(Table):

@@ -2,7 +2,7 @@
 
 A dense mask `[L, L]` has every score computed and the forbidden ones thrown away. FlexAttention (Dong et al.
 2024, arXiv:2412.05496) reads the same function and skips the blocks of 128 x 128 in which nothing is allowed;
-its backward pass needs a GPU, and it has no dropout, no float64 and no head narrower than 16.
+its backward pass needs a GPU, it has no dropout and no head narrower than 16. float64 stays dense.
 """
 
 from collections.abc import Callable
