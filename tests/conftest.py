@@ -114,7 +114,7 @@ def ray_driver(ray_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 @pytest.fixture(scope="session")
 def object_store() -> Iterator[ObjectStore]:
-    """An S3 server (moto), found through the standard variables by boto, s3fs, pyarrow and child processes.
+    """An S3 server (moto's), found through the standard variables by boto, s3fs, pyarrow and child processes.
 
     pyarrow reads the endpoint only in `FileSystem.from_uri`, not in `S3FileSystem()`.
     """
@@ -135,7 +135,7 @@ def object_store() -> Iterator[ObjectStore]:
         boto3.client("s3").create_bucket(Bucket=name)
         return f"s3://{name}"
 
-    command = [BIN / "moto_server", "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, ROOT / "tests/s3_server.py", str(port)]
     with (
         tempfile.TemporaryDirectory(prefix="dd-s3-") as folder,
         served(command, f"{endpoint}/moto-api/data.json", {}, Path(folder, "moto.log")),
