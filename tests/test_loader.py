@@ -3,6 +3,7 @@
 import gc
 import threading
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -383,27 +384,52 @@ def test_streams_end_their_threads(store: Store) -> None:
 def test_the_reader_does_what_a_group_leaves_to_it() -> None:
     me = threading.current_thread()
 
-    def groups():
-        for _ in range(2):
-            made_by = threading.current_thread()
-            yield ((made_by, threading.current_thread()) for _ in range(2))
+    def task(drawn_by: threading.Thread):
+        done_by = threading.current_thread()
+        return ((drawn_by, done_by, threading.current_thread()) for _ in range(2))
 
-    with Prefetch(groups(), depth=2) as reads:
+    with Prefetch((partial(task, threading.current_thread()) for _ in range(2)), depth=2) as reads:
         found = list(reads)
     assert len(found) == 4
-    assert all(made_by is not me and finished_by is me for made_by, finished_by in found)
+    assert all(drawn_by is finished_by is me is not done_by for drawn_by, done_by, finished_by in found)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_no_more_is_made_ahead_than_asked_for(depth: int) -> None:
+    made: list[int] = []
+
+    def task(number: int) -> list[int]:
+        made.append(number)
+        return [number]
+
+    with Prefetch((partial(task, number) for number in range(20)), depth) as reads:
+        for number in range(20):
+            assert next(reads) == number
+            time.sleep(0.01)
+            assert len(made) <= number + 1 + depth
+        with pytest.raises(StopIteration):
+            next(reads)
+    assert made == list(range(20))
+
+
+def test_what_fails_in_the_thread_is_raised_at_its_place() -> None:
+    with Prefetch((partial(lambda n: [1 // n], n) for n in (2, 1, 0, 1)), depth=3) as reads:
+        assert [next(reads), next(reads)] == [0, 1]
+        with pytest.raises(ZeroDivisionError):
+            next(reads)
+        with pytest.raises(StopIteration):
+            next(reads)
 
 
 def test_waiting_is_counted() -> None:
-    def slow():
-        for number in range(3):
-            time.sleep(0.05)
-            yield [number, number]
+    def slow(number: int) -> list[int]:
+        time.sleep(0.05)
+        return [number, number]
 
-    with Prefetch(slow(), depth=2) as reads:
+    with Prefetch((partial(slow, n) for n in range(3)), depth=2) as reads:
         assert list(reads) == [0, 0, 1, 1, 2, 2]
         assert reads.waited >= 0.14
-    with Prefetch(slow(), depth=3) as reads:
+    with Prefetch((partial(slow, n) for n in range(3)), depth=3) as reads:
         time.sleep(0.4)
         assert list(reads) == [0, 0, 1, 1, 2, 2]
         assert reads.waited < 0.05

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from weakref import WeakSet
 
@@ -18,7 +19,7 @@ from discdiff.data.prefetch import Prefetch
 from discdiff.data.store import Store
 from discdiff.types import Canvas, Condition, DiscdiffError
 
-PLAN = 131_072
+PLAN = 32_768
 """Rows whose places are worked out at once."""
 COPIED = 2**20
 """Tokens that are made ready at once where that copies them."""
@@ -91,13 +92,22 @@ class Loader:
     def stream(self, start: int, count: int, stride: int | None = None) -> Prefetch[Canvas]:
         """`read(start, count)`, `read(start + stride, count)` and so on, made ready ahead in a thread.
 
-        The thread works out which rows come, and sees to it that they lie in memory and are checked. What is
-        left to the reader is the copy, which stays in the caches of its core. The stride is `count` unless
-        given. Memory is pinned where there is a GPU. The iterator's `waited` tells for how many seconds the
-        thread was waited for; close it, or use it in a `with` statement.
+        The thread sees to it that the rows lie in memory and are checked. What is left to the reader is to
+        work out which rows come, arithmetic that in a thread would only wait for the lock, and the copy,
+        which stays in the caches of its core. The stride is `count` unless given. Memory is pinned where
+        there is a GPU. The iterator's `waited` tells for how many seconds the thread was waited for; close
+        it, or use it in a `with` statement.
         """
         _require(start, count)
-        reads = Prefetch(self._groups(start, count, count if stride is None else stride), AHEAD)
+        new = pinned if torch.cuda.is_available() else Recycled()
+
+        def ready(places: _Places) -> Iterator[Canvas]:
+            prepared = self._prepared(places)
+            prepared.rows.touch()
+            return prepared.canvases(count, new)
+
+        groups = self._groups(start, count, count if stride is None else stride)
+        reads = Prefetch((partial(ready, places) for places in groups), AHEAD)
         self._streams.add(reads)
         return reads
 
@@ -114,27 +124,26 @@ class Loader:
     ) -> None:
         self.close()
 
-    def _groups(self, start: int, count: int, stride: int) -> Iterator[Iterator[Canvas]]:
-        """Batches in groups that grow, so that the first comes at once and the later ones cost less."""
-        new = pinned if torch.cuda.is_available() else Recycled()
+    def _groups(self, start: int, count: int, stride: int) -> Iterator[_Places]:
+        """Groups of batches, which grow, so that the first comes at once and the later ones cost less."""
         batches = max(1, PLAN // count)
         offsets = (stride * np.arange(batches)[:, None] + np.arange(count)).ravel()
-        group = 1
+        group, most = 1, max(1, self._at_once // (count * self.length))
         while True:
             places = self._places(start + offsets)
             first = 0
             while first < batches:
                 stop = min(first + group, batches)
-                ready = self._prepared(places.part(first * count, stop * count))
-                ready.rows.touch()
-                yield ready.canvases(count, new)
-                first, group = stop, min(2 * group, max(1, self._at_once(ready) // (count * self.length)))
+                yield places.part(first * count, stop * count)
+                first, group = stop, min(2 * group, most)
             start += batches * stride
 
-    def _at_once(self, ready: "_Prepared") -> int:
+    @property
+    def _at_once(self) -> int:
         """Tokens that are best made ready at once: fewer where that takes memory, or a download."""
         near = min(store.reach for store in self._stores)
-        copied = self._mixture is not None or ready.documents is not None
+        nothing = np.empty(0, np.int64)
+        copied = self._mixture is not None or self.packing.documents(self._stores[0], nothing) is not None
         return min(COPIED, near) if copied else near
 
     def _places(self, positions: np.ndarray) -> _Places:

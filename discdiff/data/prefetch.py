@@ -1,37 +1,44 @@
-"""An iterator that is worked out ahead of its reader, in one thread."""
+"""An iterator whose items are made ready ahead of its reader, in one thread."""
 
+import contextlib
 import queue
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-PATIENCE = 0.1
-"""Seconds after which a thread that waits to hand over looks whether it should end."""
+Task = Callable[[], Iterable[T]]
+_Tasks = queue.SimpleQueue[Task[T] | None]
+_Made = queue.SimpleQueue[Iterable[T] | BaseException]
 
 
 class Prefetch(Iterator[T], Generic[T]):
-    """The items of the groups of `source`, in order; `depth` groups are made ahead. A context manager.
+    """The items of each task's result, in order; `depth` tasks are done ahead. A context manager.
 
-    The thread makes the groups, the reader iterates over them: what an iterator does for an item is done when
-    the item is asked for. What the source raises is raised here, at the same place. The thread ends with the
-    source, with `close`, or when nobody holds this object any more.
+    The reader draws the tasks and iterates over their results, the thread calls them: to draw one should be
+    cheap, and what an iterator does for an item is done when the item is asked for. What the thread raises is
+    raised here, at the same place. It ends with the tasks, with `close`, or when nobody holds this object any
+    more.
     """
 
-    def __init__(self, source: Iterable[Iterable[T]], depth: int):
+    def __init__(self, tasks: Iterable[Task[T]], depth: int):
         self.waited = 0.0
-        """Seconds that the reader has waited for groups so far."""
+        """Seconds that the reader has waited for the thread so far."""
+        self._tasks = iter(tasks)
+        self._depth = depth
+        self._ahead = 0
         self._group: Iterator[T] = iter(())
-        self._groups: queue.Queue[Iterable[T] | BaseException | None] = queue.Queue(depth)
-        self._stop = threading.Event()
-        arguments = (source, self._groups, self._stop)
+        self._given: _Tasks[T] = queue.SimpleQueue()
+        self._made: _Made[T] = queue.SimpleQueue()
+        arguments = (self._given, self._made)
         self._thread = threading.Thread(target=_work, args=arguments, name="discdiff-prefetch", daemon=True)
-        weakref.finalize(self, self._stop.set)
+        weakref.finalize(self, _dismiss, self._given)
         self._thread.start()
+        self._give()
 
     def __next__(self) -> T:
         while True:
@@ -41,12 +48,9 @@ class Prefetch(Iterator[T], Generic[T]):
 
     def close(self) -> None:
         """End the thread. What was made ahead is dropped."""
-        self._stop.set()
-        self._group = iter(())
-        while self._thread.is_alive():
-            _drain(self._groups)
-            self._thread.join(PATIENCE)
-        _drain(self._groups)
+        self._end()
+        self._thread.join()
+        self._group, self._made = iter(()), queue.SimpleQueue()
 
     def __enter__(self) -> "Prefetch[T]":
         return self
@@ -56,48 +60,42 @@ class Prefetch(Iterator[T], Generic[T]):
     ) -> None:
         self.close()
 
+    def _end(self) -> None:
+        self._tasks, self._ahead = iter(()), 0
+        _dismiss(self._given)
+
+    def _give(self) -> None:
+        """Let the thread be as far ahead as it should."""
+        while self._ahead < self._depth and (task := next(self._tasks, None)) is not None:
+            self._given.put(task)
+            self._ahead += 1
+
     def _next_group(self) -> Iterable[T]:
+        if not self._ahead:
+            self._end()
+            raise StopIteration
         start = time.perf_counter()
-        group = None if self._stop.is_set() and self._groups.empty() else self._groups.get()
+        made = self._made.get()
         self.waited += time.perf_counter() - start
-        if group is not None and not isinstance(group, BaseException):
-            return group
-        self._stop.set()
-        raise StopIteration if group is None else group
+        if isinstance(made, BaseException):
+            self._end()
+            raise made
+        self._ahead -= 1
+        self._give()
+        return made
 
 
-def _work(
-    source: Iterable[Iterable[T]],
-    groups: "queue.Queue[Iterable[T] | BaseException | None]",
-    stop: threading.Event,
-):
-    last: BaseException | None = None
-    try:
-        for group in source:
-            if not _hand_over(group, groups, stop):
-                return
-    except BaseException as error:
-        last = error
-    _hand_over(last, groups, stop)
-
-
-def _hand_over(
-    item: Iterable[T] | BaseException | None,
-    groups: "queue.Queue[Iterable[T] | BaseException | None]",
-    stop: threading.Event,
-) -> bool:
-    while not stop.is_set():
+def _work(given: _Tasks[T], made: _Made[T]) -> None:
+    while (task := given.get()) is not None:
         try:
-            groups.put(item, timeout=PATIENCE)
-            return True
-        except queue.Full:
-            continue
-    return False
+            made.put(task())
+        except BaseException as error:
+            made.put(error)
 
 
-def _drain(groups: "queue.Queue[Iterable[T] | BaseException | None]") -> None:
-    while True:
-        try:
-            groups.get_nowait()
-        except queue.Empty:
-            return
+def _dismiss(given: _Tasks[T]) -> None:
+    """End the thread after what it is at."""
+    with contextlib.suppress(queue.Empty):
+        while True:
+            given.get_nowait()
+    given.put(None)
