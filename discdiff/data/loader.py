@@ -19,7 +19,7 @@ from discdiff.data.prefetch import Prefetch
 from discdiff.data.store import Store
 from discdiff.types import Canvas, Condition, DiscdiffError
 
-PLAN = 32_768
+PLAN = 65_536
 """Rows whose places are worked out at once."""
 COPIED = 2**20
 """Tokens that are made ready at once where that copies them."""
@@ -208,11 +208,11 @@ class _Prepared:
         else:
             np.less(np.arange(shape[1]), self.sizes[start:stop, None], out=scored)
             text[~scored] = self.padding
-        numbers = _copied(self.positions[start:stop], new)
+        numbers = _held(self.positions[start:stop], new)
         if self.labels is None and self.documents is None:
             return Canvas(tokens, free, numbers, _NOTHING)
         labels, documents = (
-            None if values is None else _copied(values[start:stop], new)
+            None if values is None else _held(values[start:stop], new)
             for values in (self.labels, self.documents)
         )
         return Canvas(tokens, free, numbers, Condition(labels=labels, documents=documents))
@@ -223,11 +223,10 @@ class _Prepared:
             yield self.canvas(start, start + count, new)
 
 
-def _copied(values: np.ndarray, new: Provider) -> torch.Tensor:
-    """Values as int64 in memory of the provider."""
-    copy = new(values.shape, torch.int64)
-    np.copyto(copy.numpy(), values)
-    return copy
+def _held(values: np.ndarray, new: Provider) -> torch.Tensor:
+    """The values themselves, or a copy of them where memory is to be pinned; int64."""
+    tensor = torch.from_numpy(np.asarray(values, np.int64))
+    return tensor.pin_memory() if new is pinned else tensor
 
 
 def _require(start: int, count: int) -> None:

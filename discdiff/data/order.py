@@ -15,7 +15,7 @@ arithmetic that no version of a library can change.
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -26,6 +26,10 @@ DEPTH = 16
 LANE = DEPTH * BLOCK
 WINDOW = LANES * LANE
 HAND = LANES * DEPTH
+MET = 4
+"""Windows that a few positions meet at most, but for those across the end of an epoch."""
+AT_ONCE = 8_192
+"""Positions whose words stay in a core's cache on the way."""
 ROUNDS = 8
 LEAST_BITS = 6
 _STEP = 0x9E3779B97F4A7C15
@@ -69,6 +73,10 @@ class Shuffled:
         return derive(self.seed, self.stream)
 
     def at(self, positions: np.ndarray) -> np.ndarray:
+        parts = [self._at(positions[i : i + AT_ONCE]) for i in range(0, max(1, len(positions)), AT_ONCE)]
+        return np.concatenate(parts)
+
+    def _at(self, positions: np.ndarray) -> np.ndarray:
         epoch, position = np.divmod(positions.astype(np.uint64), self.rows)
         key = mix(self._key + _shortest(epoch) * _STEP)
         if self.rows <= WINDOW:
@@ -88,11 +96,18 @@ class Shuffled:
 
 def _blocks(window: np.ndarray, slot: np.ndarray, count: int, key: np.ndarray) -> np.ndarray:
     """Which block lies in each slot of each window. Few windows are met at once: each is worked out whole."""
-    met, which = np.unique(window, return_inverse=True)
-    if len(key) > 1 or len(met) > 4:
+    first, last = (int(window.min()), int(window.max())) if len(window) else (0, 0)
+    if len(key) > 1 or last - first >= MET:
         return permute(window * HAND + slot, count, key)
-    slots = (met[:, None] * HAND + np.arange(HAND, dtype=np.uint64)).ravel()
-    return permute(slots, count, key)[which.astype(np.uint64) * HAND + slot]
+    blocks = np.stack([_window(number, count, int(key[0])) for number in range(first, last + 1)])
+    return blocks[window - first, slot]
+
+
+@lru_cache(2 * MET)
+def _window(number: int, count: int, key: int) -> np.ndarray:
+    """The blocks of one window, `[HAND]`: they are asked for as long as the stream is in it."""
+    slots = number * HAND + np.arange(HAND, dtype=np.uint64)
+    return permute(slots, count, np.array([key], np.uint64))
 
 
 def derive(*parts: int) -> np.ndarray:

@@ -3,8 +3,8 @@
     python tests/benchmarks/load.py --tokens 64000000 --seconds 1 --rounds 5
 
 All read the same tokens, as shuffled batches (64, 1024) of int64, from files in the page cache. In each round
-every loader runs alone for a while, after an epoch of which no account is taken. Printed are the best rate of
-each, which other work disturbs least, and the median.
+every loader runs for a while in a process of its own, for some leave threads behind, after an epoch of which
+no account is taken. Printed are the best rate of each, which other work disturbs least, and the median.
 Loaders that are not installed are named and left out (`pip install discdiff[bench]`).
 """
 
@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import importlib.util
 import itertools
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -185,59 +187,75 @@ def make_streaming(root: Path) -> None:
 def loaders(root: Path) -> dict[str, Callable[[], Batches]]:
     tokens = np.memmap(root / "tokens.bin", np.uint16, "r")
     mapped = np.asarray(tokens[: len(tokens) // LENGTH * LENGTH].reshape(-1, LENGTH))
-    found: dict[str, Callable[[], Batches]] = {
+    return {
         "bare gather": lambda: bare(mapped),
         **{bound: lambda kept=kept: widened(mapped, kept) for bound, kept in BOUNDS.items()},
         "discdiff": lambda: ours(root),
         "np.memmap + DataLoader": lambda: memmap(root, 0),
         "np.memmap + DataLoader, 2 workers": lambda: memmap(root, 2),
+        "litdata": lambda: litdata(root, 0),
+        "litdata, 2 workers": lambda: litdata(root, 2),
+        "Grain": lambda: grain(root),
+        "Hugging Face datasets": lambda: hugging_face(root),
+        "MosaicML streaming": lambda: streaming(root, 0),
+        "MosaicML streaming, 2 workers": lambda: streaming(root, 2),
     }
-    peers: dict[str, tuple[Callable[[Path], None] | None, dict[str, Callable[[], Batches]]]] = {
-        "litdata": (
-            make_litdata,
-            {"litdata": lambda: litdata(root, 0), "litdata, 2 workers": lambda: litdata(root, 2)},
-        ),
-        "grain": (None, {"Grain": lambda: grain(root)}),
-        "datasets": (make_hugging_face, {"Hugging Face datasets": lambda: hugging_face(root)}),
-        "streaming": (
-            make_streaming,
-            {
-                "MosaicML streaming": lambda: streaming(root, 0),
-                "MosaicML streaming, 2 workers": lambda: streaming(root, 2),
-            },
-        ),
-    }
-    for module, (prepare, variants) in peers.items():
+
+
+PEERS: dict[str, tuple[str, Callable[[Path], None] | None]] = {
+    "litdata": ("litdata", make_litdata),
+    "Grain": ("grain", None),
+    "Hugging Face": ("datasets", make_hugging_face),
+    "MosaicML": ("streaming", make_streaming),
+}
+"""What the names of a peer's loaders begin with, its module, and what writes the tokens for it."""
+
+
+def written(root: Path) -> list[str]:
+    """The loaders that are installed, their files made."""
+    names = list(loaders(root))
+    for peer, (module, prepare) in PEERS.items():
+        reason = None
         if importlib.util.find_spec(module) is None:
-            print(f"{module} is not installed and left out")
-            continue
-        try:
-            if prepare is not None:
+            reason = "is not installed and left out"
+        elif prepare is not None:
+            try:
                 prepare(root)
-            found |= variants
-        except Exception as error:
-            print(f"{module} does not write here: {type(error).__name__}: {error}")
-    return found
+            except Exception as error:
+                reason = f"does not write here: {type(error).__name__}: {error}"
+        if reason is not None:
+            print(f"{module} {reason}")
+            names = [name for name in names if not name.startswith(peer)]
+    return names
 
 
 # The figures
 
 
 def race(root: Path, warm: float, seconds: float, rounds: int) -> None:
-    """Each loader alone, in turn: opened, read for an epoch or `warm` seconds, timed, closed."""
+    """Each loader alone, in turn."""
     rates: dict[str, list[float]] = {}
-    found = loaders(root)
+    names = written(root)
     for _ in range(rounds):
-        for name, start in list(found.items()):
+        for name in list(names):
             try:
-                with contextlib.closing(start()) as batches:
-                    drain(batches, warm, tokens=(root / "tokens.bin").stat().st_size // 2)
-                    rates.setdefault(name, []).append(drain(batches, seconds))
+                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+                    rate = alone.submit(measured, root, name, warm, seconds).result()
+                rates.setdefault(name, []).append(rate)
             except Exception as error:
                 print(f"{name} does not run here: {type(error).__name__}: {error}")
-                del found[name]
+                names.remove(name)
     table("best, Mtoken/s", {name: max(each) for name, each in rates.items()})
     table("median, Mtoken/s", {name: float(np.median(each)) for name, each in rates.items()})
+
+
+def measured(root: Path, name: str, warm: float, seconds: float) -> float:
+    """Millions of tokens a second: opened, read for an epoch or `warm` seconds, timed, closed."""
+    multiprocessing.set_start_method("fork", force=True)  # for workers, as in a program of its own
+    torch.set_num_threads(1)
+    with contextlib.closing(loaders(root)[name]()) as batches:
+        drain(batches, warm, tokens=(root / "tokens.bin").stat().st_size // 2)
+        return drain(batches, seconds)
 
 
 def drain(batches: Batches, seconds: float, tokens: float = float("inf")) -> float:
@@ -249,15 +267,15 @@ def drain(batches: Batches, seconds: float, tokens: float = float("inf")) -> flo
     return count * BATCH * LENGTH / 1e6 / spent
 
 
-def table(title: str, measured: dict[str, float]) -> None:
-    own = measured["discdiff"]
+def table(title: str, rates: dict[str, float]) -> None:
+    own = rates["discdiff"]
     print(f"\n{'shuffled (64, 1024) batches':40}{title:>30}   discdiff is")
-    for name, rate in sorted(measured.items(), key=lambda item: -item[1]):
+    for name, rate in sorted(rates.items(), key=lambda item: -item[1]):
         print(f"{name:40}{rate:30.0f}{own / rate:12.2f} x")
-    peers = [rate for name, rate in measured.items() if "bare" not in name and name != "discdiff"]
+    peers = [rate for name, rate in rates.items() if "bare" not in name and name != "discdiff"]
     print(f"against the best peer {own / max(peers):.1f} x (wanted: 7)")
     for bound in BOUNDS:
-        print(f"against {bound} {own / measured[bound]:.2f} (wanted: 0.75)")
+        print(f"against {bound} {own / rates[bound]:.2f} (wanted: 0.75)")
 
 
 FIRST = """
