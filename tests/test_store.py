@@ -424,7 +424,5 @@ def test_rows_outlive_the_mapping_they_were_found_in(store: str, monkeypatch: py
     opened = Store.open(store)
     waiting = [opened.rows(part, width) for part in np.array_split(begin, 5)]
     opened.close()
-    found = np.empty((len(begin), width), np.int64)
-    for rows, part in zip(waiting, np.array_split(np.arange(len(begin)), 5), strict=True):
-        rows.copy(0, len(part), found[part[0] : part[-1] + 1])
+    found = np.concatenate([rows.array() for rows in waiting])
     assert np.array_equal(found, tokens[begin[:, None] + np.arange(width)])

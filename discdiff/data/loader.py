@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from discdiff.data.buffers import Provider, Recycled, fresh, pinned
-from discdiff.data.memory import Rows
 from discdiff.data.mixture import Classes, Mixture
 from discdiff.data.order import Sequential, Shuffled
 from discdiff.data.packing import AnyPacking
@@ -21,8 +20,6 @@ from discdiff.types import Canvas, Condition, DiscdiffError
 
 PLAN = 65_536
 """Rows whose places are worked out at once."""
-COPIED = 2**20
-"""Tokens that are made ready at once where that copies them."""
 AHEAD = 2
 """Groups of batches that are made ready ahead of the reader."""
 _NOTHING = Condition()
@@ -92,19 +89,17 @@ class Loader:
     def stream(self, start: int, count: int, stride: int | None = None) -> Prefetch[Canvas]:
         """`read(start, count)`, `read(start + stride, count)` and so on, made ready ahead in a thread.
 
-        The thread sees to it that the rows lie in memory and are checked. What is left to the reader is to
-        work out which rows come, arithmetic that in a thread would only wait for the lock, and the copy,
-        which stays in the caches of its core. The stride is `count` unless given. Memory is pinned where
-        there is a GPU. The iterator's `waited` tells for how many seconds the thread was waited for; close
-        it, or use it in a `with` statement.
+        The thread gathers the rows from the shards, checked. What is left to the reader is to work out which
+        rows come, arithmetic that in a thread would only wait for the lock, and to widen them into memory that
+        stays in the caches of its core. The stride is `count` unless given. Memory is pinned where there is a
+        GPU. The iterator's `waited` tells for how many seconds the thread was waited for; close it, or use it
+        in a `with` statement.
         """
         _require(start, count)
         new = pinned if torch.cuda.is_available() else Recycled()
 
         def ready(places: _Places) -> Iterator[Canvas]:
-            prepared = self._prepared(places)
-            prepared.rows.touch()
-            return prepared.canvases(count, new)
+            return self._prepared(places).canvases(count, new)
 
         groups = self._groups(start, count, count if stride is None else stride)
         reads = Prefetch((partial(ready, places) for places in groups), AHEAD)
@@ -128,7 +123,8 @@ class Loader:
         """Groups of batches, which grow, so that the first comes at once and the later ones cost less."""
         batches = max(1, PLAN // count)
         offsets = (stride * np.arange(batches)[:, None] + np.arange(count)).ravel()
-        group, most = 1, max(1, self._at_once // (count * self.length))
+        near = min(store.reach for store in self._stores)
+        group, most = 1, max(1, near // (count * self.length))
         while True:
             places = self._places(start + offsets)
             first = 0
@@ -137,14 +133,6 @@ class Loader:
                 yield places.part(first * count, stop * count)
                 first, group = stop, min(2 * group, most)
             start += batches * stride
-
-    @property
-    def _at_once(self) -> int:
-        """Tokens that are best made ready at once: fewer where that takes memory, or a download."""
-        near = min(store.reach for store in self._stores)
-        nothing = np.empty(0, np.int64)
-        copied = self._mixture is not None or self.packing.documents(self._stores[0], nothing) is not None
-        return min(COPIED, near) if copied else near
 
     def _places(self, positions: np.ndarray) -> _Places:
         if self._mixture is None:
@@ -161,12 +149,12 @@ class Loader:
             return self._mixed(places, places.stores, labels)
         store = self._stores[0]
         spans = self.packing.spans(store, places.rows, places.positions, self.seed)
-        rows = store.rows(spans.begin, self.length)
+        tokens = store.read(spans.begin, self.length)
         documents = self.packing.documents(store, spans.begin)
-        return _Prepared(rows, places.positions, spans.sizes, self._padding, labels, documents)
+        return _Prepared(tokens, places.positions, spans.sizes, self._padding, labels, documents)
 
     def _mixed(self, places: _Places, stores: np.ndarray, labels: np.ndarray | None) -> "_Prepared":
-        """As `_prepared`, of several stores, whose rows are copied together."""
+        """As `_prepared`, of several stores."""
         tokens = np.empty((len(places.rows), self.length), self._stores[0].dtype)
         sizes = np.full(len(tokens), self.length)
         documents: np.ndarray | None = None
@@ -178,7 +166,7 @@ class Loader:
             if (ids := self.packing.documents(store, spans.begin)) is not None:
                 documents = np.empty(tokens.shape, np.int64) if documents is None else documents
                 documents[here] = ids
-        return _Prepared(Rows.of(tokens), places.positions, sizes, self._padding, labels, documents)
+        return _Prepared(tokens, places.positions, sizes, self._padding, labels, documents)
 
     @property
     def _padding(self) -> int:
@@ -187,9 +175,9 @@ class Loader:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """Rows that lie in memory, and all else that their batches say of them."""
+    """Rows as they are stored, `[n, L]`, and all else that their batches say of them."""
 
-    rows: Rows
+    tokens: np.ndarray
     positions: np.ndarray
     sizes: np.ndarray | None
     """Tokens of each row that are text; None if all are."""
@@ -199,10 +187,10 @@ class _Prepared:
 
     def canvas(self, start: int, stop: int, new: Provider) -> Canvas:
         """Rows `start` to `stop` as a batch in memory of the provider."""
-        shape = (stop - start, self.rows.length)
+        shape = (stop - start, self.tokens.shape[1])
         tokens, free = new(shape, torch.int64), new(shape, torch.bool)
         text, scored = tokens.numpy(), free.numpy()
-        self.rows.copy(start, stop, text)
+        np.copyto(text, self.tokens[start:stop])
         if self.sizes is None:
             scored.fill(True)
         else:

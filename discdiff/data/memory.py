@@ -14,12 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-STEP = 2**17
-"""Bytes that are gathered before they are widened: they stay in the cache, and cost no page faults."""
-
-
 class Rows:
-    """Rows of `length` items of a type, at addresses aligned to it. They are copied when they are wanted.
+    """Rows of `length` items of a type, at addresses aligned to it. `array` copies them.
 
     `held` is what keeps the memory; it lives as long as this object.
     """
@@ -48,22 +44,11 @@ class Rows:
         addresses[mine], addresses[~mine] = self.addresses, others.addresses
         return Rows(addresses, self._dtype, self.length, (self.held, others.held))
 
-    def copy(self, start: int, stop: int, out: np.ndarray) -> None:
-        """Write rows `start` to `stop` into memory of whatever type: `[stop - start, length]`."""
+    def array(self) -> np.ndarray:
+        """A copy of them, `[n, length]`."""
         if not self._width:
-            return
-        step = max(1, STEP // self._width)
-        for first in range(start, stop, step):
-            last = min(first + step, stop)
-            gathered = self._items[self._indices[first:last]].view(self._dtype)
-            np.copyto(out[first - start : last - start], gathered.reshape(last - first, -1))
-
-    def touch(self) -> None:
-        """Read a byte of each page, so that what lies on a disk is in memory when it is copied."""
-        memory = np.asarray(_Items(self._base, self._last + self._width - 1, 1, 1))
-        begin = self._dtype.itemsize * self._indices
-        for place in (*range(0, self._width, mmap.PAGESIZE), self._width - 1):
-            memory[begin + place]
+            return np.empty((len(self._indices), 0), self._dtype)
+        return self._items[self._indices].view(self._dtype).reshape(-1, self.length)
 
 
 class _Items:

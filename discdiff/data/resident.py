@@ -82,7 +82,7 @@ class LocalChunks:
     """Shards on a local disk, memory-mapped as a whole, checked chunk by chunk, or by size alone."""
 
     contiguous = True
-    reach = 2**26
+    reach = 2**21
 
     def __init__(self, folder: Folder, chunks: Chunks, *, checksums: bool):
         self._folder = folder

@@ -148,9 +148,7 @@ class Store:
 
     def read(self, begin: np.ndarray, width: int) -> np.ndarray:
         """`width` tokens from each place of the stream, 0 past its end: `[n] -> [n, width]`, as stored."""
-        tokens = np.empty((len(begin), width), self.dtype)
-        self.rows(begin, width).copy(0, len(begin), tokens)
-        return tokens
+        return self.rows(begin, width).array()
 
     def rows(self, begin: np.ndarray, width: int) -> Rows:
         """As `read`, in memory and checked, not copied yet."""
@@ -169,8 +167,7 @@ class Store:
         """Where in the stream each document begins and how many tokens it has: int64 `[n] -> [n], [n]`."""
         shard = np.searchsorted(self._last_document[:-1], documents, side="right")
         at = self._document_zero[shard] + OFFSET.itemsize * documents
-        ends = np.empty((len(at), 2), np.int64)
-        self._rows(at, OFFSET, 2).copy(0, len(at), ends)
+        ends = self._rows(at, OFFSET, 2).array()
         return self._first_token[shard] + ends[:, 0], ends[:, 1] - ends[:, 0]
 
     def starts(self, begin: int, end: int) -> np.ndarray:
@@ -209,7 +206,7 @@ class Store:
             shard = np.searchsorted(self._last_token, [place], side="right")
             stop = min(end, int(self._last_token[shard[0]]))
             at = self._token_zero[shard] + self.dtype.itemsize * place
-            self._rows(at, self.dtype, stop - place).copy(0, 1, row[None, place - begin : stop - begin])
+            row[place - begin : stop - begin] = self._rows(at, self.dtype, stop - place).array()[0]
             place = stop
 
     def _offsets_of(self, shard: int) -> np.ndarray:
@@ -217,9 +214,7 @@ class Store:
             if shard not in self._offsets:
                 at = self._document_zero[[shard]] + OFFSET.itemsize * self._first_document[shard]
                 count = self.shards[shard].documents + 1
-                offsets = np.empty((1, count), np.int64)
-                self._rows(at, OFFSET, count).copy(0, 1, offsets)
-                self._offsets[shard] = offsets[0]
+                self._offsets[shard] = self._rows(at, OFFSET, count).array()[0]
             self._offsets.move_to_end(shard)
             if len(self._offsets) > MOST_OFFSETS:
                 self._offsets.popitem(last=False)
@@ -260,7 +255,7 @@ class Store:
         while done < size:
             count = min(size - done, self._chunk - at)
             place = self._resident.address[[number]] + at
-            Rows(place, joined.dtype, count, None).copy(0, 1, joined[None, done : done + count])
+            joined[done : done + count] = Rows(place, joined.dtype, count, None).array()[0]
             number, at, done = number + 1, 0, done + count
         return joined
 
