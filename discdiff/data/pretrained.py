@@ -152,16 +152,17 @@ class PretrainedTokenizer:
 
     @cached_property
     def _engine(self) -> Engine:
-        probes = [probe.encode() for probe in PROBES]
-        right = self._reference.encode(PROBES)
-        for opened in (self._byte_pairs, self._fast):
-            try:
-                engine = opened()
-                if engine is not None and _equal(engine.proved(PROBES, probes)[0], right):
-                    return engine
-            except (ValueError, RuntimeError):  # fastokens, for what it does not support
-                continue
-        return self._reference
+        with _uncollected():
+            probes = [probe.encode() for probe in PROBES]
+            right = self._reference.encode(PROBES)
+            for opened in (self._byte_pairs, self._fast):
+                try:
+                    engine = opened()
+                    if engine is not None and _equal(engine.proved(PROBES, probes)[0], right):
+                        return engine
+                except (ValueError, RuntimeError):  # fastokens, for what it does not support
+                    continue
+            return self._reference
 
     def _byte_pairs(self) -> Engine | None:
         from discdiff.data.bytepairs import BytePairs  # with Numba, for which only who encodes should wait
