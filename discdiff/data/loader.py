@@ -206,7 +206,7 @@ class _Prepared:
         return Canvas(tokens, free, numbers, Condition(labels=labels, documents=documents))
 
     def canvases(self, count: int, new: Provider) -> Iterator[Canvas]:
-        """All rows, `count` to a batch, each copied when it is asked for."""
+        """All rows, `count` to a batch, each batch widened when it is asked for."""
         for start in range(0, len(self.positions), count):
             yield self.canvas(start, start + count, new)
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+
 class Rows:
     """Rows of `length` items of a type, at addresses aligned to it. `array` copies them.
 
