@@ -90,10 +90,10 @@ class Loader:
         """`read(start, count)`, `read(start + stride, count)` and so on, made ready ahead in a thread.
 
         The thread gathers the rows from the shards, checked. What is left to the reader is to work out which
-        rows come, arithmetic that in a thread would only wait for the lock, and to widen them into memory that
-        stays in the caches of its core. The stride is `count` unless given. Memory is pinned where there is a
-        GPU. The iterator's `waited` tells for how many seconds the thread was waited for; close it, or use it
-        in a `with` statement.
+        rows come, arithmetic that in a thread would only wait for the lock, and to widen them into memory
+        that stays in the caches of its core. The stride is `count` unless given. Memory is pinned where there
+        is a GPU. The iterator's `waited` tells for how many seconds the thread was waited for; close it, or
+        use it in a `with` statement.
         """
         _require(start, count)
         new = pinned if torch.cuda.is_available() else Recycled()
