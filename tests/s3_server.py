@@ -9,13 +9,10 @@ puts that ask for `If-None-Match: *` at one time both may succeed. Here they fol
 import sys
 import threading
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from wsgiref.types import StartResponse, WSGIEnvironment
 
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import run_simple
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 
 class Atomic:
@@ -25,7 +22,7 @@ class Atomic:
         self.moto = DomainDispatcherApplication(create_backend_app)
         self.puts = threading.Lock()
 
-    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if "HTTP_IF_NONE_MATCH" not in environ:
             return self.moto(environ, start_response)
         with self.puts:
